@@ -1,0 +1,68 @@
+"""What is logged about a step's decisions, summed chunk by chunk (DESIGN section 6, keys `train/…`).
+
+The sums stay tensors on the device; they are divided here and copied to the host only when they are logged.
+"""
+
+import torch
+from torch import Tensor
+
+from avatarl.action_space import ActionSet
+
+
+class MetricSums:
+    """Sums over positions of every metric of the method; `means` turns them into the logged values."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.positions = 0
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, actions: ActionSet, critic: Tensor, rewards: Tensor, settings) -> None:  # type: ignore[no-untyped-def]
+        """Add n positions: student logits (n, V), their actions, critic log-probs and rewards (n, K)."""
+        k = settings.top_k
+        active_k = getattr(settings, "active_k", None)
+        log_pi = logits.log_softmax(-1)  # (n, V)
+        log_pi_a = log_pi.gather(-1, actions.ids)  # (n, K)
+        pi_a = log_pi_a.exp() * actions.valid
+        shared = actions.ids[:, k + 1 :, None] == actions.ids[:, None, 1 : k + 1]  # (n, k, k)
+        if active_k is not None:
+            active = torch.arange(k, device=logits.device) < active_k
+            shared = shared & active & active[:, None]
+        found = {
+            "reward": (pi_a * rewards).sum(-1),
+            "p_gold": pi_a[:, 0],
+            "gold_rank": 1.0 + (log_pi > log_pi_a[:, :1]).sum(-1),
+            "gold_kept": rewards[:, 0] > 0,
+            "action_mass": pi_a.sum(-1),
+            "action_count": actions.valid.sum(-1),
+            "overlap": shared.any(-1).sum(-1) / (k if active_k is None else active_k),
+            "entropy": -(log_pi.exp() * log_pi).sum(-1),
+            "critic_kl": kl_over_actions(critic, log_pi_a, actions.valid),
+            "_rewards": rewards.sum(-1),
+            "_squares": rewards.square().sum(-1),
+        }
+        for name, values in found.items():
+            total = values.sum(dtype=torch.float32)
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.positions += logits.shape[0]
+
+    def means(self) -> dict[str, Tensor]:
+        """{"train/reward": 0-d tensor, …}; `train/reward_std` is the spread of r over all valid actions."""
+        if not self.positions:
+            return {}
+        count = self.sums["action_count"]
+        mean = self.sums["_rewards"] / count
+        spread = (self.sums["_squares"] / count - mean.square()).clamp(min=0).sqrt()
+        means = {
+            f"train/{k}": v / self.positions for k, v in self.sums.items() if not k.startswith("_")
+        }
+        return means | {"train/reward_std": spread}
+
+
+def kl_over_actions(critic_log_probs: Tensor, student_log_probs: Tensor, valid: Tensor) -> Tensor:
+    """KL(critic ‖ student), both renormalised over the valid actions: (n, K) each → (n,)."""
+    hidden = ~valid
+    critic = critic_log_probs.float().masked_fill(hidden, float("-inf")).log_softmax(-1)
+    student = student_log_probs.float().masked_fill(hidden, float("-inf")).log_softmax(-1)
+    difference = (critic - student).masked_fill(hidden, 0.0)  # −inf − −inf is NaN where invalid
+    return (critic.exp() * difference).sum(-1)

@@ -1,0 +1,205 @@
+"""Objectives: what a training step minimises, as modules whose forward returns the loss.
+
+An objective holds the student (and whatever else trains or travels in a checkpoint beside it), so that DDP or
+FSDP2 can wrap it and see every parameter used. The loop calls `forward` once per micro-batch and `after_step`
+once per optimiser step, and knows nothing else. CrossEntropy is for critics and baselines.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatarl.contexts import keyed_uniform, replace_context, sample_actions
+from avatarl.critics import Autocast, Critic, CriticOpinion, PastCritic, model_opinion
+from avatarl.loss import LossSettings, fused_avatarl_loss, group_loss, judge
+from avatarl.metrics import MetricSums
+from avatarl.schedules import Schedules
+from config import MethodConfig
+from data.batches import Batch
+from model import GPT
+
+# Logits of one chunk of the fused loss: 16 M numbers, 64 MB in float32.
+CHUNK_ELEMENTS = 16 * 2**20
+
+
+class CrossEntropy(nn.Module):
+    """Pretraining: the mean negative log-likelihood of the token that came next."""
+
+    inner_epochs = 1
+
+    def __init__(self, student: GPT) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self.student(batch.tokens).flatten(0, 1)  # (N, V)
+        loss = F.cross_entropy(logits.float(), batch.targets.flatten())
+        return loss, {}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the student here."""
+
+    def flops_per_token(self) -> float:
+        """Matrix-product FLOPs of a training step, per token."""
+        return 3 * self.student.flops_per_token()
+
+
+class AvataRL(nn.Module):
+    """Next-token prediction as a game: action set, consensus, reward, REINFORCE (DESIGN section 3).
+
+    `critic` judges, at `critic_flops` per token; without one, `past` (the student's EMA or ring) or `twin` (a second student, which learns
+    by the same rules with the first as its critic) does. Both are part of the checkpoint; a frozen critic is
+    not.
+    """
+
+    def __init__(
+        self,
+        student: GPT,
+        method: MethodConfig,
+        *,
+        steps: int,
+        seed: int,
+        critic: Critic | None = None,
+        past: PastCritic | None = None,
+        twin: GPT | None = None,
+        critic_flops: float = 0.0,
+        autocast: Autocast = nullcontext,
+    ) -> None:
+        super().__init__()
+        if sum(x is not None for x in (critic, past, twin)) != 1:
+            raise ValueError("AvataRL needs exactly one of critic, past and twin")
+        self.student, self.past, self.twin = student, past, twin
+        self.method, self.seed, self.autocast = method, seed, autocast
+        self._critic, self._critic_flops = critic, critic_flops
+        self.inner_epochs = method.inner_epochs
+        device = student.wte.weight.device
+        self.schedules = Schedules(method, steps, device)
+        self.chunk_size = max(1, CHUNK_ELEMENTS // student.vocab_size)
+
+    def settings(self, step: int) -> LossSettings:
+        """The loss's settings at `step`, scheduled weights as 0-d tensors."""
+        now, m = self.schedules.at(step), self.method
+        return LossSettings(
+            top_k=m.top_k,
+            reality_weight=now["reality_weight"],
+            critic_weight=now["critic_weight"],
+            epsilon=now["epsilon"],
+            sparsify=m.sparsify,
+            normalize=m.normalize,
+            reward_scale=m.reward_scale,
+            reward_cap=m.reward_cap,
+            entropy_coef=now["entropy_coef"],
+            policy_weighting=m.policy_weighting,
+            active_k=now["top_k"] if self.schedules.k_varies else None,
+            use_entropy=self.schedules.ever_entropy,
+        )
+
+    def forward(
+        self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of one micro-batch; `rollout` keeps what later inner epochs need of the first."""
+        if self.past is not None:
+            self.past.step = step
+        if self.twin is not None:
+            theirs = model_opinion(self.twin, batch.tokens, self.autocast)
+            mine = model_opinion(self.student, batch.tokens, self.autocast)
+            loss, metrics = self.learn(self.student, theirs, batch, step, rollout.setdefault("student", {}), measure)
+            twin_loss, _ = self.learn(self.twin, mine, batch, step, rollout.setdefault("twin", {}), False)
+            return loss + twin_loss, metrics
+        return self.learn(self.student, None, batch, step, rollout, measure)
+
+    def learn(
+        self,
+        player: GPT,
+        opinion: CriticOpinion | None,
+        batch: Batch,
+        step: int,
+        rollout: dict[str, Any],
+        measure: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One player's loss. `opinion` None: the critic is asked, on the contexts the player reads."""
+        settings, tokens, gold = self.settings(step), batch.tokens, batch.targets.flatten()
+        if self.method.context == "student":
+            if "tokens" not in rollout:
+                rollout["tokens"] = self.student_context(player, opinion, batch, settings, step)
+            tokens = rollout["tokens"]
+        if opinion is None:
+            opinion = self.ask(tokens, batch.positions)
+        hidden = player.hidden(tokens).flatten(0, 1)  # (N, D)
+        if self.method.advantage == "group":
+            return self.group(hidden @ player.unembedding.T, opinion, gold, settings, rollout, measure)
+        return fused_avatarl_loss(
+            hidden,
+            player.unembedding,
+            opinion,
+            gold,
+            settings=settings,
+            chunk_size=self.chunk_size,
+            measure=measure,
+        )
+
+    def ask(self, tokens: Tensor, positions: Tensor | None) -> CriticOpinion:
+        """The opinion of whoever judges this run on tokens (B, T)."""
+        judge_of_run = self.past if self.past is not None else self._critic
+        assert judge_of_run is not None  # the constructor saw to it; a twin's opinion comes with the call
+        return judge_of_run.opinion(tokens, positions)
+
+    @torch.no_grad()
+    def student_context(
+        self, player: GPT, opinion: CriticOpinion | None, batch: Batch, settings: LossSettings, step: int
+    ) -> Tensor:
+        """The batch's tokens (B, T) with a share of them replaced by what the player would have picked."""
+        opinion = opinion or self.ask(batch.tokens, batch.positions)
+        logits = player(batch.tokens).flatten(0, 1).float()  # (N, V)
+        actions, _, _ = judge(logits, opinion, batch.targets.flatten(), settings)
+        log_pi_a = logits.log_softmax(-1).gather(-1, actions.ids)  # (N, K)
+        length = batch.tokens.shape[1]
+        draws = [keyed_uniform(self.seed, step, batch.indices, length, stream) for stream in (0, 1)]
+        picks = sample_actions(log_pi_a, actions, draws[0].flatten()).view_as(batch.tokens)
+        share = self.schedules.at(step)["student_context_share"]
+        return replace_context(batch.tokens, picks, draws[1] < share)
+
+    def group(
+        self,
+        logits: Tensor,
+        opinion: CriticOpinion,
+        gold: Tensor,
+        settings: LossSettings,
+        rollout: dict[str, Any],
+        measure: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """GRPO: actions, rewards and π_old stay those of the first inner epoch."""
+        log_pi = logits.float().log_softmax(-1)  # (N, V)
+        if "judged" not in rollout:
+            actions, critic, reward = judge(log_pi.detach(), opinion, gold, settings)
+            old = log_pi.detach().gather(-1, actions.ids)  # (N, K)
+            rollout["judged"] = (actions, critic, reward, old)
+        actions, critic, reward, old = rollout["judged"]
+        now = log_pi.gather(-1, actions.ids)
+        loss = group_loss(now, old, reward, actions.valid, clip_ratio=self.method.clip_ratio)
+        entropy = -(log_pi.exp() * log_pi).sum(-1).mean()
+        metrics = {}
+        if measure:
+            sums = MetricSums()
+            sums.add(log_pi.detach(), actions, critic, reward, settings)
+            metrics = sums.means()
+        return loss - settings.entropy_coef * entropy, metrics
+
+    def after_step(self, step: int) -> None:
+        """Let the student's past follow it after `step` optimiser steps."""
+        if self.past is not None:
+            self.past.follow(self.student, step)
+
+    def flops_per_token(self) -> float:
+        """Matrix-product FLOPs of a training step, per token, the critic's forward included."""
+        forward = self.student.flops_per_token()
+        if self.twin is not None:
+            return 8 * forward  # two students, each trained (3) and asked once more as the other's critic (1)
+        looks = 2 if self.method.context == "student" else 1
+        critic = forward if self.past is not None else self._critic_flops
+        return (3 * self.method.inner_epochs + looks - 1) * forward + looks * critic

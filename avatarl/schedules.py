@@ -1,0 +1,42 @@
+"""Schedules of the method's weights: piecewise-linear in progress, tabulated once for the whole run.
+
+The table lies on the device, one row a step, so that a step takes its values as 0-d tensors: no copy from the
+host, no recompilation when a weight changes (DESIGN section 3, step 9).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import MethodConfig
+
+
+def tabulate(method: MethodConfig, steps: int) -> dict[str, np.ndarray]:
+    """Every scheduled field of MethodConfig at each of `steps` steps: {name: (steps,) float32}.
+
+    Progress runs from 0 at the first step to 1 at the last; beyond its outer knots a schedule is flat.
+    `top_k` is rounded to whole actions.
+    """
+    progress = np.linspace(0.0, 1.0, max(steps, 2))[:steps]
+    table = {}
+    for name in method.SCHEDULED:
+        at, values = zip(*method.knots(name), strict=True)
+        table[name] = np.interp(progress, at, values).astype(np.float32)
+    table["top_k"] = np.rint(table["top_k"])
+    return table
+
+
+class Schedules:
+    """The scheduled weights of a run, on its device."""
+
+    def __init__(self, method: MethodConfig, steps: int, device: torch.device | str) -> None:
+        table = tabulate(method, steps)
+        self._column = {name: i for i, name in enumerate(table)}
+        self._rows = torch.from_numpy(np.stack(list(table.values()), axis=1)).to(device)  # (steps, fields)
+        self.k_varies = bool((table["top_k"] != method.top_k).any())
+        self.ever_entropy = bool(table["entropy_coef"].any())
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        """{field: 0-d float32} at `step`; past the end, the last row."""
+        row = self._rows[min(step, len(self._rows) - 1)]
+        return {name: row[i] for name, i in self._column.items()}

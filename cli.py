@@ -1,0 +1,58 @@
+"""What every script's command line has in common: parsing with tyro, errors in one line, exit codes.
+
+Exit codes: 0 done, 2 usage or settings, 1 a failed run, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from config import ConfigError
+
+Command = TypeVar("Command")
+
+
+def parse(
+    kind: type[Command], words: Sequence[str], *, prog: str, description: str, default: Command | None = None
+) -> Command:
+    """Command-line words as an instance of the dataclass `kind`, whose docstrings are the help.
+
+    Exits with 2 and a message for an unknown flag; raises ConfigError for a value that the dataclass refuses.
+    """
+    return tyro.cli(
+        kind,
+        args=list(words),
+        default=default,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Call main(arguments) and exit with what it returns, None being 0.
+
+    Whoever closes our output early (`| head`) has seen enough: 0.
+    """
+    try:
+        code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except ConfigError as error:
+        code = report(error, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        code = 0
+    except (RuntimeError, OSError) as error:
+        code = report(error, 1)
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def report(error: Exception, code: int) -> int:
+    """Print the error's line on stderr; give back the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code

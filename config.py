@@ -1,0 +1,491 @@
+"""Every knob of AvataRL: its default, its unit, its check; the presets stand in presets.py.
+
+    python train.py --help                      # all of this, as flags
+    python train.py PRESET --optim.lr 3e-3      # a field of a group is --group.field
+
+The dataclass defaults are the published settings of the method (DESIGN's section 3) on a GPT-2-shaped
+model. What measures best at a given size is a preset. Values are checked when the config is built, and the
+error names the field, the value and the way out.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from presets import PRESETS
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message names the field, its value and what to do."""
+
+
+def require(ok: bool, name: str, value: object, fix: str) -> None:
+    """Raise ConfigError for field `name` unless `ok`; `fix` says what to do instead."""
+    if not ok:
+        raise ConfigError(f"{name} = {value!r}: {fix}")
+
+
+def parse_schedule(text: str, name: str) -> tuple[tuple[float, float], ...]:
+    """Knots of a piecewise-linear schedule: "0:0.8,1:0.1" → ((0.0, 0.8), (1.0, 0.1)); "" → ().
+
+    The first number of a knot is progress through the run, in [0, 1]; the second is the value there.
+    Raises ConfigError for anything else, naming the field `name`.
+    """
+    knots = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        try:
+            progress, value = (float(x) for x in part.split(":"))
+        except ValueError:
+            raise ConfigError(
+                f"{name} = {text!r}: {part!r} is no knot; write progress:value pairs such as 0:0.8,1:0.1"
+            ) from None
+        knots.append((progress, value))
+    at = [p for p, _ in knots]
+    require(
+        at == sorted(set(at)) and all(0 <= p <= 1 for p in at),
+        name,
+        text,
+        "progress must rise strictly from knot to knot and stay within 0 and 1",
+    )
+    return tuple(knots)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a run happens."""
+
+    name: str = ""
+    """Folder name under out-dir; empty: the preset's name. An existing name gets -2, -3, … appended."""
+    seed: int = 1337
+    """Seed of weights, data order, dropout and student contexts."""
+    out_dir: str = "runs"
+    """Folder that holds the runs."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU when there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the matrix products (weights stay float32). auto: bfloat16 where the hardware multiplies it fast."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile. auto: on a GPU; on a CPU eager, where compiling costs more than a short run gains."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: one for every core this process may use, divided among local processes."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.name == "" or (self.name.strip(". ") == self.name and not set(self.name) & set("/\\:")),
+            "run.name",
+            self.name,
+            "use a plain folder name, without / \\ : and without dots or spaces at its ends",
+        )
+        require(self.threads >= 0, "run.threads", self.threads, "use 0 (all cores) or a positive number")
+        require(
+            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"),
+            "run.device",
+            self.device,
+            "use auto, cpu, cuda or cuda:N",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and as which tokens."""
+
+    corpus: str | None = None
+    """tinyshakespeare, pydoc, or a UTF-8 file or a folder of .txt. Unset: tinyshakespeare, else pydoc with a warning."""
+    val_corpus: str | None = None
+    """Validate on all of this corpus instead of on the last tenth of `corpus`."""
+    val_fraction: float = 0.1
+    """Share of the corpus, at its end, that is held out for validation."""
+    train_start: float = 0.0
+    """Train from this fraction of the training split on (critics for cross-fitting, small-data studies)."""
+    train_stop: float = 1.0
+    """Train up to this fraction of the training split."""
+    tokenizer: Literal["char", "bpe", "gpt2"] = "char"
+    """char: the corpus's own characters; bpe: byte-level BPE trained on the training split; gpt2: OpenAI's."""
+    bpe_vocab: int = 1024
+    """Vocabulary size of `bpe`, at least 257 (256 bytes and <|endoftext|>)."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.val_fraction < 1,
+            "data.val-fraction",
+            self.val_fraction,
+            "use a share between 0 and 1, such as 0.1",
+        )
+        require(
+            0 <= self.train_start < self.train_stop <= 1,
+            "data.train-start, data.train-stop",
+            (self.train_start, self.train_stop),
+            "they must satisfy 0 <= start < stop <= 1",
+        )
+        require(
+            257 <= self.bpe_vocab <= 65536,
+            "data.bpe-vocab",
+            self.bpe_vocab,
+            "use 257 to 65536 (tokens are stored in 16 bits)",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """GPT-2 and its options (DESIGN section 4). The vocabulary comes from the tokenizer."""
+
+    n_layer: int = 12
+    """Transformer blocks."""
+    n_head: int = 12
+    """Attention heads; must divide n-embd."""
+    n_embd: int = 768
+    """Width D of the residual stream."""
+    block_size: int = 1024
+    """Context length T in tokens."""
+    dropout: float = 0.0
+    """Dropout on embeddings, attention and residual branches while training."""
+    bias: bool = True
+    """Biases in linear layers and norms, as in GPT-2."""
+    position: Literal["learned", "rope"] = "learned"
+    """Position information: GPT-2's learned table, or rotary embeddings."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before every branch and at the end."""
+    activation: Literal["gelu", "relu2"] = "gelu"
+    """MLP non-linearity: GPT-2's tanh-GELU, or squared ReLU."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys inside each head."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "block_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name.replace('_', '-')}", value, "use a positive number")
+        require(
+            self.n_embd % self.n_head == 0,
+            "model.n-embd",
+            self.n_embd,
+            f"must be divisible by model.n-head = {self.n_head}; "
+            f"try {max(1, round(self.n_embd / self.n_head)) * self.n_head}",
+        )
+        require(
+            self.position == "learned" or self.n_embd // self.n_head % 2 == 0,
+            "model.position",
+            self.position,
+            "rotary embeddings need an even head width n-embd / n-head",
+        )
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability below 1")
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Who judges the alternatives (DESIGN section 3, Critics)."""
+
+    kind: Literal["model", "ngram", "self"] = "model"
+    """model: a frozen GPT; ngram: statistics of the training text; self: the student's own past or a twin."""
+    run: str = ""
+    """model: a run folder to take the critic from. Empty: the critic of `preset`, trained when missing."""
+    preset: str = ""
+    """model: the pretraining preset that makes the critic. Empty: pretrain-char, or pretrain-30m for gpt2 tokens."""
+    cross_fit: bool = False
+    """model: two critics, each trained on one half of the text and judging the other half."""
+    ngram_context: int = 4
+    """ngram: longest context in tokens (1 = bigram)."""
+    ngram_discount: float = 0.75
+    """ngram: absolute discount d, in (0, 1)."""
+    leave_one_out: bool = True
+    """ngram: take a training position's own occurrence out of the counts it is judged by."""
+    past: Literal["ema", "ring", "twin"] = "ema"
+    """self: a moving average of the student, a ring of its snapshots, or a twin trained beside it."""
+    ema_decay: float = 0.999
+    """self, ema: share of the average that survives one optimiser step."""
+    ring_size: int = 4
+    """self, ring: how many snapshots are kept; one of them, drawn per step, judges."""
+    ring_every: int = 100
+    """self, ring: optimiser steps between snapshots."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
+        require(
+            0 < self.ngram_discount < 1, "critic.ngram-discount", self.ngram_discount, "use a discount in (0, 1)"
+        )
+        require(0 <= self.ema_decay < 1, "critic.ema-decay", self.ema_decay, "use a decay in [0, 1)")
+        for name in ("ring_size", "ring_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"critic.{name.replace('_', '-')}", value, "use a positive number")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Action set, experts, reward and loss (DESIGN section 3). A `…-schedule` overrides its constant.
+
+    A schedule is written as progress:value knots with straight lines between them: "0:0.8,1:0.1" falls from
+    0.8 at the first step to 0.1 at the last.
+    """
+
+    top_k: int = 16
+    """k: the student and the critic propose this many actions each."""
+    reality_weight: float = 0.7
+    """w_r: weight of the reality expert in the geometric mean."""
+    critic_weight: float = 0.3
+    """w_c: weight of the critic expert in the geometric mean."""
+    epsilon: float = 0.1
+    """ε: mass that the reality expert spreads over the actions other than gold."""
+    sparsify: Literal["above_mean", "none"] = "above_mean"
+    """above_mean: actions whose consensus is at most 1/|A| get no reward; none: all keep theirs."""
+    normalize: Literal["cap", "sum"] = "cap"
+    """cap: scale by reward-scale, largest reward of a position at most reward-cap; sum: rewards sum to 1."""
+    reward_scale: float = 100.0
+    """Factor on the consensus before the cap (normalize = cap)."""
+    reward_cap: float = 1.5
+    """Largest reward of a position (normalize = cap)."""
+    entropy_coef: float = 0.01
+    """β: weight of the full-vocabulary entropy bonus."""
+    policy_weighting: Literal["reinforce", "expected"] = "reinforce"
+    """reinforce: −Σ r log π; expected: −Σ π r, the exact policy gradient, which collapses (to be studied)."""
+    advantage: Literal["none", "group"] = "none"
+    """none: rewards as they are; group: GRPO advantages within A with a clipped ratio (needs expected)."""
+    clip_ratio: float = 0.2
+    """group: the probability ratio is clipped to 1 ± this."""
+    inner_epochs: int = 1
+    """group: optimiser updates on each batch."""
+    context: Literal["gold", "student"] = "gold"
+    """gold: teacher-forced; student: a share of the context is replaced by the student's own picks."""
+    student_context_share: float = 0.25
+    """student: probability that a context token is replaced."""
+    reality_weight_schedule: str = ""
+    """Knots for reality-weight; empty: constant."""
+    critic_weight_schedule: str = ""
+    """Knots for critic-weight; empty: constant."""
+    epsilon_schedule: str = ""
+    """Knots for epsilon; empty: constant."""
+    entropy_coef_schedule: str = ""
+    """Knots for entropy-coef; empty: constant."""
+    top_k_schedule: str = ""
+    """Knots for the active k, rounded, at most top-k; empty: constant."""
+    student_context_share_schedule: str = ""
+    """Knots for student-context-share; empty: constant."""
+
+    SCHEDULED = (
+        "reality_weight",
+        "critic_weight",
+        "epsilon",
+        "entropy_coef",
+        "top_k",
+        "student_context_share",
+    )
+
+    def knots(self, name: str) -> tuple[tuple[float, float], ...]:
+        """The schedule of field `name`: its knots, or its constant as the only one."""
+        flag = f"method.{name}_schedule".replace("_", "-")
+        return parse_schedule(getattr(self, f"{name}_schedule"), flag) or ((0.0, float(getattr(self, name))),)
+
+    def __post_init__(self) -> None:
+        require(self.top_k >= 1, "method.top-k", self.top_k, "use a positive number")
+        require(self.inner_epochs >= 1, "method.inner-epochs", self.inner_epochs, "use a positive number")
+        require(self.clip_ratio > 0, "method.clip-ratio", self.clip_ratio, "use a positive number, such as 0.2")
+        require(self.reward_scale > 0, "method.reward-scale", self.reward_scale, "use a positive number")
+        require(self.reward_cap > 0, "method.reward-cap", self.reward_cap, "use a positive number")
+        limits = {
+            "reality_weight": (0, float("inf")),
+            "critic_weight": (0, float("inf")),
+            "entropy_coef": (0, float("inf")),
+            "top_k": (1, self.top_k),
+            "student_context_share": (0, 1),
+        }
+        for name in self.SCHEDULED:
+            for _, value in self.knots(name):
+                label = f"method.{name}".replace("_", "-")
+                if name == "epsilon":
+                    require(0 < value < 1, label, value, "ε must lie strictly between 0 and 1")
+                else:
+                    low, high = limits[name]
+                    require(low <= value <= high, label, value, f"use a value from {low} to {high}")
+        require(
+            self.advantage == "none" or self.policy_weighting == "expected",
+            "method.advantage",
+            self.advantage,
+            "centred advantages times log π have no minimum; add --method.policy-weighting expected",
+        )
+        require(
+            self.advantage == "group" or self.inner_epochs == 1,
+            "method.inner-epochs",
+            self.inner_epochs,
+            "more than one needs the clipped ratio of --method.advantage group",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the blocks' matrices and adamw for the rest."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient average."""
+    beta2: float = 0.95
+    """AdamW's decay of the squared-gradient average."""
+    weight_decay: float = 0.1
+    """Decoupled decay of AdamW's matrices (with muon: of none)."""
+    muon_momentum: float = 0.95
+    """Muon's Nesterov momentum."""
+    muon_weight_decay: float = 0.01
+    """Decoupled decay of Muon's matrices."""
+    warmup_steps: int = 100
+    """Optimiser steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Share of the peak rate that the cosine ends at."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr"):
+            value = getattr(self, name)
+            require(value > 0, f"optim.{name.replace('_', '-')}", value, "use a positive rate")
+        for name in ("beta1", "beta2", "muon_momentum"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name.replace('_', '-')}", value, "use a value in [0, 1)")
+        for name in ("weight_decay", "muon_weight_decay", "warmup_steps", "grad_clip"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name.replace('_', '-')}", value, "must not be negative")
+        require(0 <= self.min_lr_ratio <= 1, "optim.min-lr-ratio", self.min_lr_ratio, "use a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length and batches of a run."""
+
+    objective: Literal["avatarl", "cross-entropy"] = "avatarl"
+    """What is minimised: AvataRL, or cross-entropy (for critics and baselines)."""
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 12
+    """Sequences per optimiser step, over all processes and accumulated micro-batches."""
+    grad_accum: int = 1
+    """Micro-batches that a process splits its share of a step into; changes memory, not results."""
+    max_bad_steps: int = 20
+    """Stop after this many steps in a row with a loss or gradient that is not finite."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0: only at the end or when interrupted."""
+    keep: int = 2
+    """How many of the newest checkpoints stay, besides the best by validation loss."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "grad_accum", "max_bad_steps", "keep"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name.replace('_', '-')}", value, "use a positive number")
+        require(self.checkpoint_every >= 0, "train.checkpoint-every", self.checkpoint_every, "use 0 or more steps")
+        require(
+            self.batch_size % self.grad_accum == 0,
+            "train.grad-accum",
+            self.grad_accum,
+            f"must divide train.batch-size = {self.batch_size}",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured on the validation split, and how often."""
+
+    every: int = 500
+    """Steps between evaluations; 0: only at the first and the last step."""
+    batch_size: int = 64
+    """Windows per forward pass of an evaluation."""
+    ece_bins: int = 15
+    """Equal-width confidence bins of the calibration error."""
+    ladder: int = 6
+    """Longest context, in tokens, of the n-gram ladder; 0: no ladder."""
+    prompt: str = "\n"
+    """What the samples of a run continue."""
+    sample_tokens: int = 300
+    """Length of each sample; 0: no samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "ladder", "sample_tokens"):
+            value = getattr(self, name)
+            require(value >= 0, f"eval.{name.replace('_', '-')}", value, "must not be negative")
+        for name in ("batch_size", "ece_bins"):
+            value = getattr(self, name)
+            require(value >= 1, f"eval.{name.replace('_', '-')}", value, "use a positive number")
+        require(self.prompt != "", "eval.prompt", self.prompt, "a sample needs at least one character to continue")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where numbers go besides metrics.jsonl, which is always written."""
+
+    every: int = 25
+    """Steps between lines of metrics.jsonl."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Weights & Biases. offline and disabled need no account."""
+    wandb_project: str = "avatarl"
+    """Project name in Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "log.every", self.every, "use a positive number of steps")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.optim.warmup_steps <= self.train.steps,
+            "optim.warmup-steps",
+            self.optim.warmup_steps,
+            f"the warm-up outlasts the run; use at most train.steps = {self.train.steps}",
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dicts, for config.json."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(groups: dict[str, dict[str, Any]]) -> "Config":
+        """Inverse of `to_dict`. Raises ConfigError for a group or field that this version lacks."""
+        hints = typing.get_type_hints(Config)
+        built = {}
+        for name, values in groups.items():
+            require(name in hints, name, "…", "no such group of settings in this version")
+            known = {f.name for f in dataclasses.fields(hints[name])}
+            unknown = sorted(set(values) - known)
+            require(not unknown, f"{name}.{', '.join(unknown)}", "…", "no such setting in this version")
+            built[name] = hints[name](**values)
+        return Config(**built)
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configs differ: {"group.field": (value in a, value in b)}."""
+    left, right = a.to_dict(), b.to_dict()
+    return {
+        f"{group}.{name}": (value, right[group][name])
+        for group, values in left.items()
+        for name, value in values.items()
+        if value != right[group][name]
+    }
+
+
+def override(config: Config, **groups: dict[str, Any]) -> Config:
+    """A copy with some fields replaced: override(c, model={"n_layer": 4}, train={"steps": 100})."""
+    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def preset(name: str) -> Config:
+    """The Config of a preset. Raises ConfigError for an unknown name, with the nearest known one."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown preset {name!r}: {hint}There are {', '.join(PRESETS)}")
+    _, base, groups = PRESETS[name]
+    return override(preset(base) if base else Config(), **groups)

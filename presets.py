@@ -1,0 +1,115 @@
+"""Presets: named runs, each a short difference from the defaults of config.py or from another preset.
+
+    PRESETS[name] = (what it is, the preset it starts from or None, {group: {field: value}})
+
+Only data stands here; `config.preset` builds a Config from it.
+"""
+
+from typing import Any
+
+Groups = dict[str, dict[str, Any]]
+
+# The experiments of DESIGN section 3's table: 4 layers, 4 heads, width 128, context 64.
+PROTOCOL: Groups = {
+    "model": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "bias": False},
+    "train": {"batch_size": 12, "steps": 2000},
+    "optim": {"beta2": 0.99, "warmup_steps": 100},
+    "eval": {"every": 500},
+}
+MUON: Groups = {"optim": {"name": "muon", "lr": 3e-3, "muon_lr": 0.02}}
+# Soft targets that keep every action and weigh every position alike measure better than capped sparse ones.
+SMOOTH: Groups = {"method": {"sparsify": "none", "normalize": "sum", "entropy_coef": 0.0}}
+NGRAM: Groups = {"critic": {"kind": "ngram", "ngram_context": 4}}
+
+# nanoGPT's character model: 10.65 M parameters with 65 characters.
+CHAR_10M: Groups = {
+    "model": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2, "bias": False},
+    "train": {"batch_size": 64, "steps": 5000},
+    "optim": {"beta2": 0.99, "warmup_steps": 100},
+    "eval": {"every": 250},
+}
+# 2 B tokens of OpenWebText: 480 sequences of 1,024 a step.
+WEB: Groups = {
+    "data": {"corpus": "openwebtext", "tokenizer": "gpt2"},
+    "model": {"block_size": 1024, "bias": False},
+    "train": {"batch_size": 480, "grad_accum": 5, "steps": 4000},
+    "optim": {"lr": 6e-4, "warmup_steps": 200},
+    "eval": {"every": 500, "ladder": 0, "prompt": "The true meaning of life is often"},
+}
+WEB_SIZES = {"30m": (6, 6, 384), "70m": (8, 10, 640), "150m": (16, 12, 768), "250m": (16, 16, 1024)}
+
+
+def merge(*parts: Groups) -> Groups:
+    """Groups laid over each other, later fields winning."""
+    merged: Groups = {}
+    for part in parts:
+        for group, fields in part.items():
+            merged[group] = merged.get(group, {}) | fields
+    return merged
+
+
+def fall(start: float, end: float) -> Groups:
+    """Hand the reward over from the critic to reality: w_c falls linearly, w_r = 1 − w_c."""
+    return {
+        "method": {
+            "critic_weight_schedule": f"0:{start:g},1:{end:g}",
+            "reality_weight_schedule": f"0:{1 - start:g},1:{1 - end:g}",
+        }
+    }
+
+
+CROSS_ENTROPY: Groups = {"train": {"objective": "cross-entropy"}}
+
+PRESETS: dict[str, tuple[str, str | None, Groups]] = {
+    "avatarl-char": (
+        "Default on a CPU: Shakespeare by characters in a few minutes on 2 cores",
+        None,
+        merge(PROTOCOL, MUON, SMOOTH, NGRAM, fall(0.7, 0.05), {"train": {"steps": 8000}}),
+    ),
+    "avatarl-char-gpu": (
+        "Default on a GPU: the 10.65 M character model, context 256",
+        None,
+        merge(CHAR_10M, MUON, SMOOTH, NGRAM, fall(0.7, 0.05)),
+    ),
+    "avatarl-classic": (
+        "The published settings at character level, judged by a frozen model (pretrain-char)",
+        "pretrain-char",
+        {
+            "train": {"objective": "avatarl"},
+            "critic": {"kind": "model", "preset": "pretrain-char"},
+        },
+    ),
+    "protocol-avatarl": (
+        "The comparison protocol, AvataRL's arm: n-gram critic, its weight falling from 0.8 to 0.3",
+        None,
+        merge(PROTOCOL, MUON, SMOOTH, NGRAM, fall(0.8, 0.3)),
+    ),
+    "protocol-pretrain": (
+        "The comparison protocol, cross-entropy's arm",
+        None,
+        merge(PROTOCOL, MUON, CROSS_ENTROPY),
+    ),
+    "pretrain-char": (
+        "Cross-entropy with nanoGPT's CPU recipe: the critic of avatarl-classic",
+        None,
+        merge(PROTOCOL, CROSS_ENTROPY, {"optim": {"lr": 1e-3}}),
+    ),
+    "pretrain-char-gpu": (
+        "Cross-entropy on the 10.65 M character model",
+        None,
+        merge(CHAR_10M, CROSS_ENTROPY),
+    ),
+}
+
+for _size, (_layers, _heads, _width) in WEB_SIZES.items():
+    _shape: Groups = {"model": {"n_layer": _layers, "n_head": _heads, "n_embd": _width}}
+    PRESETS[f"pretrain-{_size}"] = (
+        f"Cross-entropy on OpenWebText, {_layers} layers of width {_width}",
+        None,
+        merge(WEB, _shape, CROSS_ENTROPY),
+    )
+    PRESETS[f"avatarl-{_size}"] = (
+        f"The published settings on OpenWebText, {_layers} layers of width {_width}, 30 M critic",
+        None,
+        merge(WEB, _shape, {"critic": {"kind": "model", "preset": "pretrain-30m"}}),
+    )

@@ -1,0 +1,66 @@
+"""One or several run folders → one self-contained HTML page: curves, samples, configuration.
+
+    python report.py runs/NAME               writes runs/NAME/report.html
+    python report.py runs/A runs/B …         compares them in ./report.html
+    python report.py runs/A runs/B --out ab.html --open
+
+The page needs no network, and JavaScript only for the values under the pointer. Training calls `write_report`
+at the end of every run.
+"""
+
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cli import run_main
+from config import ConfigError
+from files import write_atomic
+from reporting.page import page
+from reporting.read import read_runs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One page about a run, or comparing several."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, such as runs/NAME."""
+    out: Path | None = None
+    """File to write. Unset: report.html in the run's folder, or for several runs in the current one."""
+    open: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the page in a browser."""
+
+
+def write_report(run_folders: Sequence[Path], out: Path) -> Path:
+    """Write one page about the runs to `out` and return its path; an older page there is replaced as a whole.
+
+    What is missing or damaged inside a run folder is said on the page. Raises ConfigError for a folder that
+    is no run or an `out` that is a folder, OSError where `out` cannot be written (DESIGN sections 6 and 7).
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file, such as {out / 'report.html'}")
+    text = page(read_runs(run_folders))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise OSError(f"{out}: the report cannot be written ({error.strerror}); use --out FILE") from None
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, write, print where. Raises ConfigError or OSError with a line that says what to do."""
+    settings = tyro.cli(Settings, args=arguments, description=__doc__)
+    folder = settings.runs[0] if len(settings.runs) == 1 else Path()
+    out = write_report(settings.runs, settings.out or folder / "report.html")
+    print(out)
+    if settings.open:
+        webbrowser.open(out.resolve().as_uri())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,97 @@
+"""Train a language model from random weights by AvataRL.
+
+    python train.py                                   the default preset for this hardware, end to end
+    python train.py PRESET --group.field VALUE        any preset, any override
+    python train.py PRESET --dry-run                  what it costs, before anything starts
+    python train.py --resume runs/NAME                continue a run
+    torchrun --nproc_per_node=8 train.py PRESET       on many processes
+
+A run writes runs/NAME: config.json, metrics.jsonl, samples.txt, checkpoints/, report.html.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+import launch
+from cli import parse, run_main
+from config import PRESETS, Config, ConfigError, preset
+from training.distributed import process_group, world_from_environment
+from training.plan import forecast
+from training.run_folder import read_config
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line of train.py."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    """Every setting of the run."""
+    dry_run: bool = False
+    """Print parameters, tokens, FLOPs, memory and time, and stop."""
+    resume: Path | None = None
+    """Continue the run in this folder from its newest checkpoint."""
+
+
+def default_preset() -> str:
+    """The preset that suits this hardware."""
+    return "avatarl-char-gpu" if torch.cuda.is_available() else "avatarl-char"
+
+
+def usage() -> str:
+    """The description above the flags of --help: launch lines and presets."""
+    width = max(map(len, PRESETS))
+    presets = "\n".join(f"  {name:{width}}  {what}" for name, (what, _, _) in PRESETS.items())
+    return f"{(__doc__ or '').strip()}\n\nPresets:\n{presets}"
+
+
+def resume_folder(words: Sequence[str]) -> Path | None:
+    """The folder behind --resume, looked up before parsing because its config supplies the defaults."""
+    for i, word in enumerate(words):
+        if word == "--resume":
+            if i + 1 == len(words):
+                raise ConfigError("--resume: name a run folder, such as runs/avatarl-char")
+            return Path(words[i + 1])
+        if word.startswith("--resume="):
+            return Path(word.partition("=")[2])
+    return None
+
+
+def read_command(words: Sequence[str]) -> tuple[str, Command]:
+    """The preset's name and the parsed command. Raises ConfigError for an unknown preset or a bad value."""
+    name, rest = default_preset(), words
+    if words and not words[0].startswith("-"):
+        name, rest = words[0], words[1:]
+    config = preset(name)
+    folder = resume_folder(rest)
+    if folder is not None:
+        if rest is not words:
+            raise ConfigError(f"{name} --resume: a resumed run has its own settings; leave the preset out")
+        config, record = read_config(folder)
+        name = record.get("preset", name)
+    return name, parse(Command, rest, default=Command(config), prog="train.py", description=usage())
+
+
+def main(words: Sequence[str]) -> int:
+    """Parse, start the process group, train, clean up; returns the exit code."""
+    name, command = read_command(words)
+    config, world = command.config, world_from_environment()
+    hardware = launch.prepare_process(config, world)
+    if command.dry_run:
+        print(f"{name}: a forecast; nothing was read or written")
+        print("\n".join(forecast(config, hardware, world)))
+        return 0
+    with process_group(world, hardware.device):
+        if command.resume is not None:
+            code, _ = launch.resume(command.resume, config, world, hardware)
+        else:
+            code, _ = launch.start(config, name, world, hardware)
+    return code
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,284 @@
+"""The one training loop: whatever the objective, on one process or many.
+
+`fit` runs a job from its state to its last step: set the rate, learn from a batch, log, evaluate, save. It
+knows no objective by name (see Objective), writes only into the run's folder, and leaves it such that
+`train.py --resume` continues bit for bit.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from config import Config
+from data.batches import Batch, TrainingBatches, prefetch, validation_windows
+from data.prepare import Dataset
+from generation import generate
+from model import GPT
+from training import checkpoint as checkpoints
+from training.checkpoint import TrainState
+from training.distributed import World, all_sum, any_rank
+from training.evaluation import evaluate
+from training.hardware import Hardware, matmul_peak, peak_memory_gb, synchronise
+from training.optim import clip_gradients, lr_share, set_lr
+from training.record import Recorder
+from training.run_folder import append_sample
+from training.signals import StopRequest, stop_on_signals
+
+
+class Objective(Protocol):
+    """What a step minimises: an nn.Module that holds the student and returns the loss from its forward."""
+
+    student: GPT
+    inner_epochs: int
+    """Optimiser updates on each batch."""
+
+    def __call__(
+        self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over a micro-batch, and metrics (0-d tensors) when `measure`d.
+
+        `rollout` is empty at the first inner epoch and handed on to the later ones.
+        """
+
+    def after_step(self, step: int) -> None:
+        """Called when `step` optimiser steps are done."""
+
+    def flops_per_token(self) -> float:
+        """Matrix-product FLOPs that a training step spends on one token."""
+
+
+class RunFailed(RuntimeError):
+    """Training cannot go on. The message names the step and the last good checkpoint."""
+
+
+@dataclass
+class Job:
+    """Everything a run consists of, built by whoever launches it."""
+
+    config: Config
+    dataset: Dataset
+    objective: Any
+    optimizers: list[Optimizer]
+    hardware: Hardware
+    world: World
+    folder: Path
+    recorder: Recorder
+    state: TrainState = field(default_factory=TrainState)
+    on_evaluation: Callable[[int], None] | None = None
+    """Called with the step after every evaluation, on all processes."""
+
+    def __post_init__(self) -> None:
+        module: nn.Module = self.objective
+        if self.world.size > 1:
+            ids = [self.hardware.device.index] if self.hardware.device.type == "cuda" else None
+            module = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        self.module = module
+        train, model = self.config.train, self.config.model
+        self.batches = TrainingBatches(
+            self.dataset.train, model.block_size, train.batch_size, self.config.run.seed
+        )
+        share = train.batch_size // self.world.size
+        begin, micro = self.world.rank * share, share // train.grad_accum
+        self.slices = [(begin + i * micro, begin + (i + 1) * micro) for i in range(train.grad_accum)]
+        self.tokens_per_step = train.batch_size * model.block_size
+
+
+def fit(job: Job) -> int:
+    """Train to the last step; returns an exit code: 0, or 128 + the signal that stopped the run.
+
+    Raises RunFailed after `train.max_bad_steps` steps in a row that were not finite.
+    """
+    config, state = job.config, job.state
+    steps = config.train.steps
+    meter = Meter(job)
+    batches = prefetch(job.batches, range(state.step, steps), job.slices, job.hardware.device)
+    with stop_on_signals() as stop, contextlib.closing(batches):
+        if state.step == 0:
+            measure_validation(job)
+        while state.step < steps:
+            share = lr_share(state.step, steps, config.optim)
+            set_lr(job.optimizers, share)
+            micros = [next(batches) for _ in job.slices]
+            due = (state.step + 1) % config.log.every == 0 or state.step + 1 == steps
+            with meter.running():
+                loss, norm, metrics = learn(job, micros, measure=due)
+            job.objective.after_step(state.step)
+            meter.after_step(loss, norm, metrics, share, due)
+            if state.step == steps or (config.eval.every and state.step % config.eval.every == 0):
+                measure_validation(job)
+            every = config.train.checkpoint_every
+            stopping = any_rank(stop.signal is not None)
+            if stopping or state.step == steps or (every and state.step % every == 0):
+                save(job)
+            if stopping and state.step < steps:
+                return stop_code(stop)
+    return 0
+
+
+def stop_code(stop: StopRequest) -> int:
+    """The exit code of a stopped run, also where only another process got the signal."""
+    return stop.exit_code or 143
+
+
+def learn(job: Job, micros: list[Batch], measure: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One step on this process's micro-batches: mean loss, gradient norm before clipping, metrics.
+
+    A loss or gradient that is not finite on any process is skipped by all of them.
+    """
+    state, config = job.state, job.config
+    checkpoints.seed_everything(config.run.seed, state.step, job.world.rank)
+    rollouts: list[dict[str, Any]] = [{} for _ in micros]
+    mean_loss, norm, found = torch.zeros(()), torch.zeros(()), list[dict[str, Tensor]]()
+    for epoch in range(job.objective.inner_epochs):
+        losses = []
+        for i, (micro, rollout) in enumerate(zip(micros, rollouts, strict=True)):
+            last = i == len(micros) - 1
+            with contextlib.nullcontext() if last or job.world.size == 1 else job.module.no_sync():  # type: ignore[operator]
+                with job.hardware.autocast():
+                    loss, metrics = job.module(micro, state.step, rollout, measure and epoch == 0)
+                (loss / len(micros)).backward()
+            losses.append(loss.detach())
+            if epoch == 0:
+                found.append(metrics)
+        mean_loss = torch.stack(losses).mean()
+        norm = clip_gradients(job.module, config.optim.grad_clip)
+        if any_rank(not bool(torch.isfinite(norm + mean_loss))):
+            skip(job)
+        else:
+            for optimizer in job.optimizers:
+                optimizer.step()
+            state.bad_in_a_row = 0
+        job.module.zero_grad(set_to_none=True)
+    state.step += 1
+    keys = found[0]
+    return mean_loss, norm, {k: torch.stack([m[k] for m in found]).mean() for k in keys}
+
+
+def skip(job: Job) -> None:
+    """Count a step that was not finite; give up after too many in a row."""
+    state = job.state
+    state.bad_steps += 1
+    state.bad_in_a_row += 1
+    job.recorder.warn(f"step {state.step}: loss or gradient is not finite; step skipped ({state.bad_in_a_row} in a row)")
+    if state.bad_in_a_row >= job.config.train.max_bad_steps:
+        good = sorted((job.folder / "checkpoints").glob("step-*"))
+        where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        raise RunFailed(
+            f"step {state.step}: loss or gradient not finite for {state.bad_in_a_row} steps in a row; {where}. "
+            "Lower the learning rate or warm up longer."
+        )
+
+
+def measure_validation(job: Job) -> None:
+    """Evaluate on the whole validation split, write the numbers and a sample."""
+    config, state, world = job.config, job.state, job.world
+    windows = validation_windows(
+        job.dataset.val, config.model.block_size, config.eval.batch_size, world.rank, world.size
+    )
+    student = job.objective.student
+    tally = evaluate(student, windows, job.hardware, bins=config.eval.ece_bins)
+    metrics = tally.metrics(job.dataset.val_bytes)
+    state.val_ce, state.val_step = metrics["val/ce"], state.step
+    job.recorder.write(
+        {
+            "step": state.step,
+            "tokens": state.step * job.tokens_per_step,
+            "seconds": state.seconds,
+            **metrics,
+        }
+    )
+    job.recorder.say(
+        f"step {state.step:>6}  val CE {metrics['val/ce']:.4f}  ppl {metrics['val/ppl']:.2f}  "
+        f"bpb {metrics['val/bpb']:.3f}  accuracy {metrics['val/accuracy']:.1%}  ECE {metrics['val/ece']:.3f}"
+    )
+    if world.first and config.eval.sample_tokens:
+        write_sample(job)
+    if job.on_evaluation:
+        job.on_evaluation(state.step)
+
+
+def write_sample(job: Job) -> None:
+    """Append a sample of the student's text to samples.txt, drawn with the run's own seed."""
+    config, dataset = job.config, job.dataset
+    prompt = [int(i) for i in dataset.tokenizer.encode(config.eval.prompt)]
+    (tokens,) = generate(
+        job.objective.student,
+        [prompt],
+        config.eval.sample_tokens,
+        temperature=0.8,
+        seed=config.run.seed,
+        end_of_text=dataset.tokenizer.end_of_text,
+    )
+    append_sample(job.folder / "samples.txt", job.state.step, dataset.tokenizer.decode(tokens))
+
+
+def save(job: Job) -> None:
+    """Write a checkpoint of the present step, unless it stands already."""
+    folder = job.folder / "checkpoints"
+    if not (folder / checkpoints.checkpoint_name(job.state.step)).exists():
+        checkpoints.save(
+            folder, job.objective, job.optimizers, job.state, job.world, keep=job.config.train.keep
+        )
+
+
+class Meter:
+    """Times the steps, and writes what they measured when it is due."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._peak = matmul_peak(job.hardware.device, job.hardware.dtype) * job.world.size
+        self._since, self._steps = 0.0, 0
+
+    @contextlib.contextmanager
+    def running(self):  # type: ignore[no-untyped-def]
+        """Counts the block as training time."""
+        start = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - start
+        self._job.state.seconds += elapsed
+        self._since += elapsed
+        self._steps += 1
+
+    def after_step(
+        self, loss: Tensor, norm: Tensor, metrics: dict[str, Tensor], share: float, due: bool
+    ) -> None:
+        """Move the bar; when `due`, reduce the step's metrics over processes and write them."""
+        job = self._job
+        if not due:
+            job.recorder.advance()
+            return
+        synchronise(job.hardware.device)
+        names = ["train/loss", *metrics]
+        values = torch.stack([loss.float(), *(m.float() for m in metrics.values())]).cpu()
+        line = dict(zip(names, (all_sum(values) / job.world.size).tolist(), strict=True))
+        rate = self._steps * job.tokens_per_step / self._since
+        line |= {
+            "train/grad_norm": float(norm),
+            "train/tokens_per_second": rate,
+            "train/utilisation": rate * job.objective.flops_per_token() / self._peak,
+            "train/peak_memory_gb": peak_memory_gb(job.hardware.device),
+        }
+        state = job.state
+        head = {
+            "step": state.step,
+            "tokens": state.step * job.tokens_per_step,
+            "seconds": state.seconds,
+            "lr": share * job.config.optim.lr,
+        }
+        job.recorder.write(head | line)
+        shown = {"loss": f"{line['train/loss']:.3f}", "tok/s": f"{rate:,.0f}"}
+        if "train/reward" in line:
+            shown["reward"] = f"{line['train/reward']:.3f}"
+        if state.val_ce is not None and math.isfinite(state.val_ce):
+            shown["val CE"] = f"{state.val_ce:.3f}"
+        job.recorder.advance(**shown)
+        self._since, self._steps = 0.0, 0

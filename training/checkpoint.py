@@ -1,0 +1,206 @@
+"""Checkpoints: written whole or not at all, found again even when the newest is broken.
+
+    checkpoints/step-000500/model.safetensors   the student's weights
+    checkpoints/step-000500/state/              the rest, by torch.distributed.checkpoint: optimisers, the
+                                                student's past or twin; loads on another number of processes
+    checkpoints/step-000500/meta.json           step, counters, and the size of every file
+    checkpoints/latest, checkpoints/best        the names of those
+
+No generator's state is saved: every draw is keyed by (seed, step), so the step is enough.
+"""
+
+import json
+import shutil
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
+
+from config import ConfigError
+from files import sync_folder, write_atomic, write_json
+from model import GPT
+from training.distributed import World, barrier
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: everything that resuming needs besides weights and optimisers."""
+
+    step: int = 0
+    """Optimiser steps done, skipped ones included."""
+    seconds: float = 0.0
+    """Training time so far, evaluation and checkpoints excluded."""
+    bad_steps: int = 0
+    """Steps skipped for a loss or gradient that was not finite."""
+    bad_in_a_row: int = 0
+    """How many of them were the latest."""
+    val_ce: float | None = None
+    """Validation cross-entropy when last measured, nats."""
+    val_step: int = -1
+    """The step at which it was measured."""
+    best_ce: float | None = None
+    """The lowest validation cross-entropy at a checkpoint, nats."""
+
+
+class BrokenCheckpoint(RuntimeError):
+    """A checkpoint that cannot be read: which one, what is wrong with it."""
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _rest_of(objective: nn.Module) -> dict[str, Any]:
+    """What an objective saves besides the student: the student's past, or its twin."""
+    return {k: v for k, v in objective.state_dict().items() if not k.startswith("student.")}
+
+
+def _state(objective: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    return {"optimizers": get_optimizer_state_dict(objective, optimizers), "objective": _rest_of(objective)}
+
+
+def save(
+    folder: Path,
+    objective: nn.Module,
+    optimizers: list[Optimizer],
+    state: TrainState,
+    world: World,
+    *,
+    keep: int,
+) -> Path:
+    """Write a checkpoint of `state.step` below `folder`, move `latest` and `best`, drop what is too old.
+
+    All processes call it. Returns the checkpoint's folder.
+    """
+    target = folder / checkpoint_name(state.step)
+    temporary = folder / f".{target.name}"
+    if world.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dcp warns that a single process has no process group
+        dcp.save(_state(objective, optimizers), checkpoint_id=temporary / "state")
+    measured = state.val_ce is not None and state.val_step == state.step
+    improved = measured and (state.best_ce is None or state.val_ce < state.best_ce)  # type: ignore[operator]
+    if improved:
+        state.best_ce = state.val_ce
+    if world.first:
+        weights = {k: v.detach().cpu().contiguous() for k, v in objective.student.state_dict().items()}  # type: ignore[union-attr,operator]
+        save_file(weights, temporary / WEIGHTS)
+        sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in temporary.rglob("*") if p.is_file()}
+        write_json(temporary / "meta.json", {"state": asdict(state), "sizes": sizes})
+        sync_folder(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        sync_folder(folder)
+        write_atomic(folder / "latest", target.name + "\n")
+        if improved:
+            write_atomic(folder / "best", target.name + "\n")
+        _prune(folder, keep)
+    barrier()
+    return target
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best."""
+    steps = sorted(folder.glob("step-*"))
+    best = _pointer(folder, "best")
+    for old in steps[:-keep]:
+        if old.name != best:
+            shutil.rmtree(old)
+
+
+def _pointer(folder: Path, name: str) -> str | None:
+    path = folder / name
+    return path.read_text().strip() if path.is_file() else None
+
+
+def check(checkpoint: Path) -> dict[str, Any]:
+    """The meta.json of a checkpoint whose files are all there at their sizes, else BrokenCheckpoint."""
+    try:
+        meta = json.loads((checkpoint / "meta.json").read_text())
+        sizes = meta["sizes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenCheckpoint(f"{checkpoint}: meta.json is missing or unreadable ({error})") from None
+    for name, size in sizes.items():
+        path = checkpoint / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} of {size} bytes"
+            raise BrokenCheckpoint(f"{checkpoint}: {name} {what}")
+    return meta
+
+
+def find(folder: Path, which: str = "latest") -> Path:
+    """The checkpoint that `which` names below `folder`: "latest", "best" or a name such as "step-000500".
+
+    latest skips broken checkpoints, with a warning that names each, for the one before. best falls back on
+    latest where nothing was evaluated. Raises ConfigError when there is none, BrokenCheckpoint for a broken
+    one that was asked for.
+    """
+    names = sorted((p.name for p in folder.glob("step-*")), reverse=True) if folder.is_dir() else []
+    if not names:
+        raise ConfigError(f"{folder}: no checkpoint there yet; train first, or name another run")
+    if which == "best":
+        best = _pointer(folder, "best")
+        if best is None:
+            return find(folder, "latest")
+        check(folder / best)
+        return folder / best
+    if which == "latest":
+        for name in names:
+            try:
+                check(folder / name)
+                return folder / name
+            except BrokenCheckpoint as error:
+                print(f"warning: skipped a broken checkpoint: {error}", file=sys.stderr)
+        raise BrokenCheckpoint(f"{folder}: none of its {len(names)} checkpoints is whole")
+    if which not in names:
+        raise ConfigError(f"checkpoint {which!r}: not in {folder}; there are {', '.join(sorted(names))}")
+    check(folder / which)
+    return folder / which
+
+
+def load_weights(checkpoint: Path, model: GPT) -> None:
+    """Put a checkpoint's weights into `model`. Raises BrokenCheckpoint when they cannot be read or don't fit."""
+    try:
+        model.load_state_dict(load_file(checkpoint / WEIGHTS))
+    except Exception as error:  # safetensors raises its own kinds; all mean the same to the user
+        first_line = str(error).splitlines()[0]
+        raise BrokenCheckpoint(f"{checkpoint / WEIGHTS}: cannot be loaded ({first_line})") from None
+
+
+def load(
+    checkpoint: Path, objective: nn.Module, optimizers: list[Optimizer]
+) -> TrainState:
+    """Restore objective and optimisers in place from a checkpoint; returns where the run stood."""
+    state = TrainState(**check(checkpoint)["state"])
+    load_weights(checkpoint, objective.student)  # type: ignore[arg-type]
+    stored = _state(objective, optimizers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dcp.load(stored, checkpoint_id=checkpoint / "state")
+        except Exception as error:
+            first_line = str(error).splitlines()[0]
+            raise BrokenCheckpoint(f"{checkpoint / 'state'}: cannot be loaded ({first_line})") from None
+    set_optimizer_state_dict(objective, optimizers, stored["optimizers"])
+    objective.load_state_dict(stored["objective"], strict=False)
+    return state
+
+
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Key the generators of this process by (seed, step, rank), so that resume needs no saved state."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
