@@ -18,7 +18,7 @@ from typing import Literal
 
 import tyro
 
-from cli import run_main
+from cli import parse, run_main
 from config import ConfigError, require
 from files import sync_folder
 from hf_format import save_hf
@@ -64,9 +64,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Parse, load, write. Raises ConfigError, RuntimeError or OSError, saying what to do."""
-    settings = tyro.cli(Settings, args=arguments, description=__doc__)
+    settings = parse(Settings, arguments, prog="export.py", description=__doc__ or "")
     with new_folder(settings.out) as folder:
         run = load_run(settings.run, settings.checkpoint)
         save_hf(run.model, run.tokenizer, folder)

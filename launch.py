@@ -168,6 +168,7 @@ def train_in(
             print(f"resuming {folder} at step {state.step} of {config.train.steps}")
     if world.first:
         announce(config, record, dataset, objective, hardware, world, folder)
+        print(f"ladder     {ladder_of(folder, config, dataset)}", flush=True)
     wandb = start_wandb(config, folder, record, resume=resumed) if world.first else None
     recorder = Recorder(folder, first=world.first, steps=config.train.steps, start=state.step, wandb=wandb)
     with recorder:
@@ -178,8 +179,18 @@ def train_in(
     return code
 
 
+def ladder_of(folder: Path, config: Config, dataset: Dataset) -> str:
+    """Write ladder.json, what n-grams reach on the same validation text; returns it in one line."""
+    if not config.eval.ladder:
+        return "off"
+    vocab_size, longest = dataset.tokenizer.vocab_size, config.eval.ladder
+    rungs = ngram_ladder(dataset.train, dataset.val, vocab_size, longest=longest)
+    write_json(folder / "ladder.json", rungs)
+    return "  ".join(f"{r['context']}: {r['ce']:.3f} ({r['accuracy']:.1%})" for r in rungs)
+
+
 def finish(job: Job, code: int) -> None:
-    """Leave the folder complete: result.json and the ladder for a whole run, the report for any."""
+    """Leave the folder complete: result.json for a whole run, the report for any."""
     folder, state, config = job.folder, job.state, job.config
     if code == 0:
         write_json(
@@ -194,10 +205,6 @@ def finish(job: Job, code: int) -> None:
                 "peak_memory_gb": peak_memory_gb(job.hardware.device),
             },
         )
-        if config.eval.ladder and not (folder / "ladder.json").exists():
-            vocab_size, longest = job.dataset.tokenizer.vocab_size, config.eval.ladder
-            ladder = ngram_ladder(job.dataset.train, job.dataset.val, vocab_size, longest=longest)
-            write_json(folder / "ladder.json", ladder)
     try:
         page = write_report([folder], folder / "report.html")
         print(f"report: {page}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from cli import run_main
+from cli import parse, run_main
 from config import ConfigError
 from files import write_atomic
 from reporting.page import page
@@ -30,7 +30,7 @@ class Settings:
     """Run folders, such as runs/NAME."""
     out: Path | None = None
     """File to write. Unset: report.html in the run's folder, or for several runs in the current one."""
-    open: tyro.conf.FlagCreatePairsOff[bool] = False
+    open: bool = False
     """Show the page in a browser."""
 
 
@@ -52,9 +52,9 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Parse, write, print where. Raises ConfigError or OSError with a line that says what to do."""
-    settings = tyro.cli(Settings, args=arguments, description=__doc__)
+    settings = parse(Settings, arguments, prog="report.py", description=__doc__ or "")
     folder = settings.runs[0] if len(settings.runs) == 1 else Path()
     out = write_report(settings.runs, settings.out or folder / "report.html")
     print(out)

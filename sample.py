@@ -16,12 +16,13 @@ from typing import Annotated
 
 import tyro
 
-from cli import run_main
+from cli import parse, run_main
 from config import ConfigError, RunConfig, require
 from generation import generate
 from training.hardware import choose_device
 from training.run_folder import LoadedRun, load_run
 
+VERBATIM = tyro.conf.arg(constructor=str, metavar="TEXT|-", help_behavior_hint="")  # the text None is a text
 ROWS = 16  # samples drawn together: a cache for each has to fit in memory
 
 
@@ -31,7 +32,7 @@ class Settings:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run: runs/NAME."""
-    prompt: Annotated[str | None, tyro.conf.arg(constructor=str, metavar="TEXT|-", help_behavior_hint="")] = None
+    prompt: Annotated[str | None, VERBATIM] = None
     """Text to continue; - reads it from stdin. By default what the run's own samples continue."""
     prompt_file: Path | None = None
     """UTF-8 file whose text is the prompt, its last newline included."""
@@ -51,19 +52,15 @@ class Settings:
     """best (by validation loss), latest, or a name such as step-000500."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU when there is one."""
-    stream: tyro.conf.FlagCreatePairsOff[bool] = False
+    stream: bool = False
     """Print every token as it comes, one sample after the other."""
-
-    def __post_init__(self) -> None:
-        require(self.num >= 1, "num", self.num, "use a positive number of samples")
-        both = self.prompt is not None and self.prompt_file is not None
-        require(not both, "prompt-file", str(self.prompt_file), "give a prompt or a prompt-file, not both")
 
 
 def read_prompt(settings: Settings) -> str | None:
     """The prompt from flag, file or stdin; None when none was given. Raises ConfigError when empty."""
     if settings.prompt_file is not None:
         source = f"prompt-file {settings.prompt_file}"
+        require(settings.prompt is None, "prompt", settings.prompt, f"give this or {source}, not both")
         try:
             return decoded(settings.prompt_file.read_bytes(), source)
         except OSError as error:
@@ -115,18 +112,16 @@ def heading(number: int, settings: Settings) -> str:
     return f"--- sample {number + 1} of {settings.num} ---\n" if settings.num > 1 else ""
 
 
-def print_samples(run: LoadedRun, settings: Settings, prompt: str) -> None:
+def print_samples(run: LoadedRun, settings: Settings, ids: list[int]) -> None:
     """Draw all samples, a batch at a time, and print each with its prompt."""
-    ids = run.tokenizer.encode(prompt).tolist()
     for first in range(0, settings.num, ROWS):
         rows = draw(run, settings, ids, first, min(ROWS, settings.num - first))
         for number, row in enumerate(rows, first):
-            print(heading(number, settings) + prompt + run.tokenizer.decode(row))
+            print(heading(number, settings) + run.tokenizer.decode(ids + row))
 
 
-def stream_samples(run: LoadedRun, settings: Settings, prompt: str) -> None:
+def stream_samples(run: LoadedRun, settings: Settings, ids: list[int]) -> None:
     """The same output, sample after sample, each token as it comes."""
-    ids = run.tokenizer.encode(prompt).tolist()
     held: list[int] = []  # tokens that end inside a character
 
     def show(row: int, token: int) -> None:
@@ -137,24 +132,26 @@ def stream_samples(run: LoadedRun, settings: Settings, prompt: str) -> None:
             held.clear()
 
     for number in range(settings.num):
-        print(heading(number, settings) + prompt, end="", flush=True)
+        print(heading(number, settings) + run.tokenizer.decode(ids), end="", flush=True)
         draw(run, settings, ids, number, on_token=show)
         print(run.tokenizer.decode(held))
         held.clear()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Parse, load, sample, print. Raises ConfigError, RuntimeError or OSError, saying what to do."""
-    settings = tyro.cli(Settings, args=arguments, description=__doc__)
+    settings = parse(Settings, arguments, prog="sample.py", description=__doc__ or "")
+    require(settings.num >= 1, "num", settings.num, "use a positive number of samples")
     prompt = read_prompt(settings)
     device = choose_device(RunConfig(device=settings.device).device)
     run = load_run(settings.run, settings.checkpoint, device)
+    ids = run.tokenizer.encode(run.config.eval.prompt if prompt is None else prompt).tolist()
     print(
         f"{run.checkpoint}: {run.model.parameter_count():,} parameters after {run.step:,} steps, on {device}",
         file=sys.stderr,
     )
     show = stream_samples if settings.stream else print_samples
-    show(run, settings, run.config.eval.prompt if prompt is None else prompt)
+    show(run, settings, ids)
 
 
 if __name__ == "__main__":

@@ -153,12 +153,12 @@ def build_table(
             dense_rows, dense_columns = row_count, len(widths)
 
     def tensor(parts: list[np.ndarray], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device, dtype)
+        return torch.from_numpy(np.concatenate(parts)).to(dtype).to(device)
 
     entry_keys, entry_mass = tensor(keys, torch.int64), tensor(mass, torch.float32)
     dense = torch.zeros(dense_rows * vocab_size, device=device)
-    dense_entries = int(torch.searchsorted(entry_keys, len(dense)))
-    dense[entry_keys[:dense_entries]] = entry_mass[:dense_entries]
+    inside = entry_keys < len(dense)
+    dense[entry_keys[inside]] = entry_mass[inside]
     return NgramTable(
         vocab_size,
         entry_keys,
@@ -195,7 +195,7 @@ class NgramCritic:
         self.vocab_size, self.context, self.discount = vocab_size, context, discount
         self.leave_one_out = leave_one_out
         self.table = build_table(ids, vocab_size, context, discount, device)
-        self.corpus = torch.from_numpy(ids).to(device, torch.int32)  # (L,)
+        self.corpus = torch.from_numpy(ids).int().to(device)  # (L,)
         # The table of n tokens counted an occurrence when the n tokens before it match; the uniform row none.
         self._needed_matches = torch.tensor([2**62, *range(context + 1)], device=device)  # (J,)
 

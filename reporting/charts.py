@@ -68,9 +68,9 @@ def x_axes(runs: Sequence[Run]) -> list[XAxis]:
     for key in AXES:
         values = [v for run in runs for row in run.rows if is_number(v := row.get(key))]
         high = max((float(v) for v in values if math.isfinite(v)), default=0.0)
-        if high <= 0 and key != "step":
+        if high < 1e-6 and key != "step":
             continue
-        high = high if high > 0 else 1.0
+        high = max(high, 1.0) if key == "step" else high
         unit, name = 1.0, ""
         if key == "seconds":
             unit, name = [u for u in UNITS_OF_TIME if high >= 2 * u[0] or u[0] == 1][-1]
@@ -164,7 +164,8 @@ def _frame(metric: Metric, curves: list[Curve], levels: list[float], large: bool
     if log:
         low, high = low / 1.1, high * 1.1
     else:
-        pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        flat = high - low <= max(1e-12 * abs(high), 1e-100)
+        pad = 0.05 * (high - low) if not flat else 0.05 * abs(high) if abs(high) > 1e-90 else 1.0
         low, high = max(low - pad, 0.0) if low >= 0 else low - pad, high + pad
         if metric.unit == "%" and max(values) <= 1:
             high = min(high, 1.0)

@@ -55,9 +55,10 @@ def table(label: str, head: Iterable[object], rows: Iterable[Iterable[object]], 
         body += f'<tr><th scope="row">{markup(first)}</th>'
         body += "".join(f"<td{' class=best' if isinstance(c, Best) else ''}>{markup(c)}</td>" for c in rest)
         body += "</tr>"
+    heading = f"<thead><tr>{top}</tr></thead>" if top else ""
     return Html(
         f'<div class="scroll" role="region" aria-label="{html.escape(label)}" tabindex="0">'
-        f'<table class="{kind}">{f"<thead><tr>{top}</tr></thead>" if top else ""}<tbody>{body}</tbody></table></div>'
+        f'<table class="{kind}">{heading}<tbody>{body}</tbody></table></div>'
     )
 
 

@@ -92,6 +92,8 @@ class Run:
 
 NOT_FINITE = {str(v): v for v in (math.nan, math.inf, -math.inf)}
 """JSON has no NaN: such values are written as these strings."""
+LARGEST = 1e100
+"""Larger magnitudes count as infinite: nothing sensible can be drawn with them."""
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -147,6 +149,12 @@ def _float(value: object) -> float:
     return float(value) if is_number(value) else math.nan
 
 
+def _logged_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return NOT_FINITE.get(value, value)
+    return math.inf if is_number(value) and abs(value) > LARGEST else value
+
+
 def _read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
@@ -176,8 +184,8 @@ def _read_rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if isinstance(row, dict) and is_number(row.get("step")) and math.isfinite(row["step"]):
-            rows.append({k: NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
+        if isinstance(row, dict) and is_number(row.get("step")) and abs(row["step"]) < LARGEST:
+            rows.append({key: _logged_value(value) for key, value in row.items()})
         else:
             bad.append(number)
     if bad == [len(lines) - 1]:

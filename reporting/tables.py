@@ -210,9 +210,8 @@ def lead(run: Run) -> str:
     """One line under a run's name: preset, corpus, size, machine, commit."""
     size = run.info.get("parameters")
     hardware = run.info.get("hardware")
-    if isinstance(hardware, dict):
-        named = [hardware.get("gpu") or hardware.get("processor"), hardware.get("dtype")]
-        hardware = ", ".join(map(words, filter(None, named))) or hardware
+    if isinstance(hardware, dict) and (chip_name := hardware.get("gpu") or hardware.get("processor")):
+        hardware = ", ".join(map(words, filter(None, [chip_name, hardware.get("dtype")])))
     parts = [
         run.info.get("preset") and f"preset {run.info['preset']}",
         run.corpus.get("name"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from config import Config, ModelConfig, override
+from config import Config, override
 from data.tokenizers import Tokenizer
 from files import write_json
 from model import GPT
@@ -14,7 +14,7 @@ STEP = "step-000500"
 
 
 def save_tiny_run(folder: Path, tokenizer: Tokenizer, **options) -> GPT:
-    """Write a run of one checkpoint that `load_run` accepts; returns the model in it, biases away from zero."""
+    """Write a run with one checkpoint, as `load_run` reads it; returns its model, biases away from zero."""
     torch.manual_seed(0)
     config = override(Config(), model={"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, **options})
     model = GPT(config.model, tokenizer.vocab_size).eval()

@@ -138,6 +138,8 @@ def test_cache_is_memory_mapped_and_spares_the_work(
     put(home / "a.txt", "here, here\n" * 40)
     other = prepare(config)
     assert other.tokenizer.decode(other.train).startswith("here, here\n")
+    reader = train_char("here, \nz")
+    assert reader.decode(prepare(config, tokenizer=reader).train).startswith("here, here\n")
     assert not [p for p in (home / "data" / "cache").rglob("*") if p.name.startswith(".")]
 
 

@@ -1,0 +1,137 @@
+"""Measure the model of a run: cross-entropy, perplexity, bits per byte, accuracy, calibration, n-gram ladder.
+
+    python evaluate.py runs/NAME                       on the run's own validation split
+    python evaluate.py runs/NAME --corpus other.txt    on the whole of another text
+    python evaluate.py runs/NAME --json numbers.json   also as a file
+
+The same numbers as `val/…` of the run's metrics.jsonl, and more of the calibration.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from avatarl.ngram import ngram_ladder
+from cli import parse, run_main
+from config import ConfigError, require
+from data.batches import validation_windows
+from data.prepare import Dataset, check_length, prepare
+from files import write_json
+from training.evaluation import Tally, evaluate
+from training.hardware import choose, git_state, versions
+from training.run_folder import LoadedRun, load_run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measure the model of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run: runs/NAME."""
+    checkpoint: str = "best"
+    """best (by validation loss), latest, or a name such as step-000500."""
+    corpus: str | None = None
+    """Evaluate on all of this corpus (a name, a file or a folder) instead of the run's validation split."""
+    ladder: int = 6
+    """Longest context of the n-gram ladder, counted on the run's training text; 0: no ladder."""
+    bins: int = 15
+    """Equal-width confidence bins of the calibration error."""
+    batch_size: int = 64
+    """Windows per forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU when there is one."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("bins", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, name.replace("_", "-"), value, "use a positive number")
+        require(self.ladder >= 0, "ladder", self.ladder, "must not be negative")
+
+
+def dataset_of(run: LoadedRun, corpus: str | None) -> Dataset:
+    """The run's training split and the text to measure on, in the run's own tokens."""
+    data = run.config.data
+    dataset = prepare(replace(data, val_corpus=corpus or data.val_corpus), run.tokenizer)
+    recorded = run.record.get("corpus", {}).get("sha256")
+    if recorded not in (None, dataset.corpus_sha256):
+        raise ConfigError(
+            f"data.corpus: {dataset.corpus_source} is not the text this run was trained on "
+            f"(sha256 {dataset.corpus_sha256[:12]}…, not {recorded[:12]}…); put the original back, or measure "
+            "on another text with --corpus"
+        )
+    check_length(dataset, 1)
+    return dataset
+
+
+def reliability(tally: Tally) -> list[dict[str, float]]:
+    """Per confidence bin that holds tokens: mean confidence, share that was right, tokens."""
+    confidence, hits, tokens = (row.tolist() for row in tally.bins)
+    rows = zip(confidence, hits, tokens, strict=True)
+    return [{"confidence": c / n, "accuracy": h / n, "tokens": n} for c, h, n in rows if n]
+
+
+def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
+    """All numbers of one evaluation."""
+    hardware = choose(replace(run.config.run, device=settings.device, dtype="auto", compile="off"))
+    dataset = dataset_of(run, settings.corpus)
+    run.model.to(hardware.device)
+    windows = validation_windows(dataset.val, run.config.model.block_size, settings.batch_size)
+    tally = evaluate(run.model, windows, hardware, bins=settings.bins)
+    numbers: dict[str, Any] = {
+        "run": str(run.folder),
+        "checkpoint": run.checkpoint.name,
+        "text": settings.corpus or run.config.data.val_corpus or f"validation split of {dataset.corpus_name}",
+        "tokens": len(dataset.val) - 1,
+        **tally.metrics(dataset.val_bytes),
+        "reliability": reliability(tally),
+        "versions": versions(),
+        "git": git_state(),
+    }
+    if settings.ladder:
+        numbers["ladder"] = ngram_ladder(
+            dataset.train, dataset.val, run.tokenizer.vocab_size, longest=settings.ladder
+        )
+    return numbers
+
+
+def show(numbers: dict[str, Any]) -> str:
+    """The numbers as a page of text."""
+    lines = [
+        f"{numbers['run']} at {numbers['checkpoint']}, {numbers['tokens']:,} tokens of {numbers['text']}",
+        f"  cross-entropy      {numbers['val/ce']:.4f} nats",
+        f"  perplexity         {numbers['val/ppl']:.3f}",
+        f"  bits per byte      {numbers['val/bpb']:.4f}",
+        f"  accuracy           {numbers['val/accuracy']:.2%}",
+        f"  calibration error  {numbers['val/ece']:.4f}",
+        "",
+        "  confidence   right    tokens",
+    ]
+    for row in numbers["reliability"]:
+        lines.append(f"  {row['confidence']:9.1%} {row['accuracy']:8.1%} {row['tokens']:9,.0f}")
+    if "ladder" in numbers:
+        lines += ["", "  n-gram ladder on the same text (context: nats, accuracy)"]
+        for rung in numbers["ladder"]:
+            passed = "passed" if numbers["val/ce"] < rung["ce"] else "not passed"
+            lines.append(f"  {rung['context']}: {rung['ce']:.4f}  {rung['accuracy']:6.1%}  {passed}")
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str]) -> int:
+    """Load, measure, print; returns the exit code."""
+    settings = parse(Settings, words, prog="evaluate.py", description=__doc__ or "")
+    numbers = measure(load_run(settings.run, settings.checkpoint), settings)
+    print(show(numbers))
+    if settings.json is not None:
+        write_json(settings.json, numbers)
+        print(f"written to {settings.json}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Studies that compare runs; their figures stand in results/."""
