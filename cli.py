@@ -3,6 +3,8 @@
 Exit codes: 0 done, 2 usage or settings, 1 a failed run, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,14 +24,30 @@ def parse(
 
     Exits with 2 and a message for an unknown flag; raises ConfigError for a value that the dataclass refuses.
     """
-    return tyro.cli(
-        kind,
-        args=list(words),
-        default=default,
-        prog=prog,
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: Command = tyro.cli(
+                kind,
+                args=list(words),
+                default=default,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )  # type: ignore[assignment]
+    except SystemExit as end:
+        refused = refusal(end)
+        if refused is not None:  # tyro draws a box around it and breaks its lines
+            raise refused from None
+        sys.stderr.write(said.getvalue())
+        raise
+    return parsed
+
+
+def refusal(error: BaseException) -> ConfigError | None:
+    """The ConfigError that led to `error`, if one did."""
+    cause = error.__context__
+    return cause if cause is None or isinstance(cause, ConfigError) else refusal(cause)
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:

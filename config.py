@@ -92,7 +92,7 @@ class DataConfig:
     """What is read, and as which tokens."""
 
     corpus: str | None = None
-    """tinyshakespeare, pydoc, or a UTF-8 file or a folder of .txt. Unset: tinyshakespeare, else pydoc with a warning."""
+    """tinyshakespeare, pydoc, a UTF-8 file or a folder of .txt. Unset: tinyshakespeare, else pydoc with a warning."""
     val_corpus: str | None = None
     """Validate on all of this corpus instead of on the last tenth of `corpus`."""
     val_fraction: float = 0.1
@@ -202,7 +202,10 @@ class CriticConfig:
     def __post_init__(self) -> None:
         require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
         require(
-            0 < self.ngram_discount < 1, "critic.ngram-discount", self.ngram_discount, "use a discount in (0, 1)"
+            0 < self.ngram_discount < 1,
+            "critic.ngram-discount",
+            self.ngram_discount,
+            "use a discount in (0, 1)",
         )
         require(0 <= self.ema_decay < 1, "critic.ema-decay", self.ema_decay, "use a decay in [0, 1)")
         for name in ("ring_size", "ring_every"):

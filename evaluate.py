@@ -94,9 +94,7 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
         "git": git_state(),
     }
     if settings.ladder:
-        numbers["ladder"] = ngram_ladder(
-            dataset.train, dataset.val, run.tokenizer.vocab_size, longest=settings.ladder
-        )
+        numbers["ladder"] = ngram_ladder(dataset.train, dataset.val, run.tokenizer.vocab_size, longest=settings.ladder)
     return numbers
 
 

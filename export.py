@@ -52,9 +52,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(
-            f"out = {str(target)!r}: can't be made ({error.strerror}); choose another folder"
-        ) from None
+        raise ConfigError(f"out = {str(target)!r}: can't be made ({error.strerror}); choose another folder") from None
     try:
         yield temporary
         sync_folder(temporary)

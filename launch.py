@@ -31,11 +31,18 @@ from training.distributed import World, from_first
 from training.hardware import Hardware, choose, describe, git_state, peak_memory_gb, prepare_model, versions
 from training.optim import build_optimizers
 from training.plan import announce
-from training.record import Recorder, start_wandb
+from training.record import Recorder, require_wandb, start_wandb
 from training.run_folder import load_run, new_run_folder, read_config, trim_metrics, trim_samples
 
 # What --resume may change: none of it touches what the remaining steps compute, but for train.steps.
-CHANGEABLE = ("run.device", "run.compile", "run.threads", "train.steps", "train.keep", "train.checkpoint_every")
+CHANGEABLE = (
+    "run.device",
+    "run.compile",
+    "run.threads",
+    "train.steps",
+    "train.keep",
+    "train.checkpoint_every",
+)
 CHANGEABLE_GROUPS = ("log", "eval")
 
 
@@ -45,18 +52,17 @@ def start(config: Config, name: str, world: World, hardware: Hardware) -> tuple[
     Raises ConfigError for settings that cannot work with this corpus and machine.
     """
     dataset = load_data(config, world)
-    if config.train.objective == "avatarl":
-        k, vocab_size = config.method.top_k, dataset.tokenizer.vocab_size
-        require(k <= vocab_size, "method.top-k", k, f"the vocabulary has only {vocab_size} tokens")
+    check_settings(config, dataset)
     critics, code = critic_runs(config, dataset, world, hardware)
     if code:
         return code, Path(config.run.out_dir)
+    objective = make_objective(config, dataset, critics, hardware)
     folder = Path(from_first(world, lambda: new_run_folder(config.run.out_dir, config.run.name or name)))
     record = new_record(config, name, dataset, hardware, critics)
     if world.first:
         dataset.tokenizer.save(folder / "tokenizer.json")
         write_json(folder / "config.json", record)
-    return train_in(folder, config, record, dataset, critics, hardware, world, resumed=False), folder
+    return train_in(folder, config, record, dataset, objective, hardware, world), folder
 
 
 def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tuple[int, Path]:
@@ -70,6 +76,9 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
         allowed = name in CHANGEABLE or name.split(".")[0] in CHANGEABLE_GROUPS
         flag = name.replace("_", "-")
         require(allowed, flag, new, f"--resume cannot change it from {old!r}; start a new run instead")
+    place = from_first(world, lambda: checkpoints.find(folder / "checkpoints"))
+    step = checkpoints.check(place)["state"]["step"]
+    require(step <= config.train.steps, "train.steps", config.train.steps, f"the run stands at step {step}; use more")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     require(
         tokenizer.fingerprint == record["tokenizer"],
@@ -84,15 +93,17 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
         dataset.corpus_source,
         f"its text is not the one that {folder.name} was trained on (sha256 {record['corpus']['sha256'][:12]}…)",
     )
+    check_settings(config, dataset)
     critics, code = critic_runs(config, dataset, world, hardware)
     if code:
         return code, folder
     expected = record["critics"]
     found = [c.name for c in critics]
     require(found == expected, "critic", found, f"the run was trained with {expected}; restore that critic")
+    objective = make_objective(config, dataset, critics, hardware)
     if world.first and changed:
         write_json(folder / "config.json", record | {"config": config.to_dict()})
-    return train_in(folder, config, record, dataset, critics, hardware, world, resumed=True), folder
+    return train_in(folder, config, record, dataset, objective, hardware, world, place), folder
 
 
 def load_data(config: Config, world: World, tokenizer: Any = None) -> Dataset:
@@ -113,6 +124,27 @@ def load_data(config: Config, world: World, tokenizer: Any = None) -> Dataset:
         f"must be divisible by processes x grad-accum = {world.size} x {config.train.grad_accum}",
     )
     return dataset
+
+
+def check_settings(config: Config, dataset: Dataset) -> None:
+    """Raise ConfigError for what can only be checked against the data and this machine, before any folder is made."""
+    if config.train.objective == "avatarl":
+        k, vocab_size = config.method.top_k, dataset.tokenizer.vocab_size
+        require(k <= vocab_size, "method.top-k", k, f"the vocabulary has only {vocab_size} tokens; use at most that")
+    if config.eval.sample_tokens:
+        try:
+            dataset.tokenizer.encode(config.eval.prompt)
+        except ConfigError as error:
+            raise ConfigError(f"eval.prompt = {config.eval.prompt!r}: {error}") from None
+    require_wandb(config)
+
+
+def make_objective(config: Config, dataset: Dataset, critics: list[Path], hardware: Hardware) -> Any:
+    """The objective of `config`, with the student's first weights, judged by the models of the runs `critics`."""
+    torch.manual_seed(config.run.seed)
+    student = prepare_model(GPT(config.model, dataset.tokenizer.vocab_size), hardware)
+    frozen = [prepare_model(load_run(c, "latest").model, hardware) for c in critics]
+    return build_objective(student, config, dataset.train, frozen, hardware.autocast)
 
 
 def new_record(config: Config, name: str, dataset: Dataset, hardware: Hardware, critics: list[Path]) -> dict[str, Any]:
@@ -146,30 +178,24 @@ def train_in(
     config: Config,
     record: dict[str, Any],
     dataset: Dataset,
-    critics: list[Path],
+    objective: Any,
     hardware: Hardware,
     world: World,
-    *,
-    resumed: bool,
+    place: Path | None = None,
 ) -> int:
-    """Train the run in `folder`, from scratch or from its newest checkpoint; returns the exit code."""
-    torch.manual_seed(config.run.seed)
-    student = prepare_model(GPT(config.model, dataset.tokenizer.vocab_size), hardware)
-    frozen = [prepare_model(load_run(c, "latest").model, hardware) for c in critics]
-    objective = build_objective(student, config, dataset.train, frozen, hardware.autocast)
+    """Train the run in `folder`, from scratch or from the checkpoint `place`; returns the exit code."""
     optimizers = build_optimizers(objective, config.optim)
-    state = TrainState()
-    if resumed:
-        place = checkpoints.find(folder / "checkpoints")
-        state = checkpoints.load(place, objective, optimizers)
-        if world.first:
-            trim_metrics(folder / "metrics.jsonl", state.step)
-            trim_samples(folder / "samples.txt", state.step)
-            print(f"resuming {folder} at step {state.step} of {config.train.steps}")
+    state = checkpoints.load(place, objective, optimizers) if place else TrainState()
     if world.first:
+        trim_metrics(folder / "metrics.jsonl", state.step if place else -1)
+        trim_samples(folder / "samples.txt", state.step if place else -1)
+        if state.step == config.train.steps:
+            print(f"{folder} is complete at step {state.step}; a larger --train.steps continues it")
+        elif place:
+            print(f"resuming {folder} at step {state.step} of {config.train.steps}")
         announce(config, record, dataset, objective, hardware, world, folder)
         print(f"ladder     {ladder_of(folder, config, dataset)}", flush=True)
-    wandb = start_wandb(config, folder, record, resume=resumed) if world.first else None
+    wandb = start_wandb(config, folder, record, resume=place is not None) if world.first else None
     recorder = Recorder(folder, first=world.first, steps=config.train.steps, start=state.step, wandb=wandb)
     with recorder:
         job = Job(config, dataset, objective, optimizers, hardware, world, folder, recorder, state)
@@ -191,7 +217,7 @@ def ladder_of(folder: Path, config: Config, dataset: Dataset) -> str:
 
 def finish(job: Job, code: int) -> None:
     """Leave the folder complete: result.json for a whole run, the report for any."""
-    folder, state, config = job.folder, job.state, job.config
+    folder, state = job.folder, job.state
     if code == 0:
         write_json(
             folder / "result.json",
@@ -216,9 +242,7 @@ def finish(job: Job, code: int) -> None:
         print(f"stopped at step {state.step}; continue with: python train.py --resume {folder}", file=sys.stderr)
 
 
-def critic_runs(
-    config: Config, dataset: Dataset, world: World, hardware: Hardware
-) -> tuple[list[Path], int]:
+def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardware) -> tuple[list[Path], int]:
     """The run folders of the frozen models that judge, trained now where missing; and an exit code.
 
     A critic is found again by a hash of its settings, corpus and tokenizer. Empty for other kinds of critic.
@@ -233,6 +257,8 @@ def critic_runs(
     for begin, end in halves:
         folder, code = pretrained(config, dataset, begin, end, world, hardware)
         if code:
+            if world.first:
+                print("or give the same command again: it first completes the critic", file=sys.stderr)
             return [], code
         folders.append(folder)
     return folders, 0
@@ -252,6 +278,7 @@ def pretrained(
         run=dataclasses.asdict(config.run) | {"name": ""},
         data=part,
         model={"block_size": max(base.model.block_size, config.model.block_size)},
+        eval={"prompt": config.eval.prompt},
         log={"wandb": "disabled"},
     )
     folder = Path(config.run.out_dir) / "critics" / f"{name}-{critic_hash(settings, dataset)}"
@@ -260,9 +287,18 @@ def pretrained(
     tokens = dataset.train
     cut = slice(int(len(tokens) * begin), int(len(tokens) * end))
     data = dataclasses.replace(dataset, train=tokens[cut])
+    block = settings.model.block_size
+    require(
+        len(data.train) > block,
+        "critic.preset",
+        name,
+        f"{len(data.train)} tokens are too few for its context of {block}",
+    )
     if world.first:
         print(f"the critic is trained first, once: {name} into {folder}")
-    begun = (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
+    begun = bool(checkpoints.stored(folder / "checkpoints")) and (folder / "config.json").is_file()
+    place = from_first(world, lambda: checkpoints.find(folder / "checkpoints")) if begun else None
+    objective = make_objective(settings, data, [], hardware)
     record = new_record(settings, name, data, hardware, [])
 
     def make() -> None:
@@ -276,13 +312,13 @@ def pretrained(
         write_json(folder / "config.json", record)
 
     from_first(world, make)
-    return folder, train_in(folder, settings, record, data, [], hardware, world, resumed=begun)
+    return folder, train_in(folder, settings, record, data, objective, hardware, world, place)
 
 
 def critic_hash(config: Config, dataset: Dataset) -> str:
     """Twelve hexadecimal digits that change with anything that a critic's weights depend on."""
     groups = config.to_dict()
-    decisive = {name: groups[name] for name in ("model", "optim", "train")}
+    decisive: dict[str, Any] = {name: groups[name] for name in ("model", "optim", "train")}
     decisive["data"] = {k: v for k, v in groups["data"].items() if k not in ("corpus", "val_corpus")}
     decisive["seed"] = groups["run"]["seed"]
     decisive["corpus"] = dataset.corpus_sha256

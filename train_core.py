@@ -83,9 +83,7 @@ class Job:
             module = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
         self.module = module
         train, model = self.config.train, self.config.model
-        self.batches = TrainingBatches(
-            self.dataset.train, model.block_size, train.batch_size, self.config.run.seed
-        )
+        self.batches = TrainingBatches(self.dataset.train, model.block_size, train.batch_size, self.config.run.seed)
         share = train.batch_size // self.world.size
         begin, micro = self.world.rank * share, share // train.grad_accum
         self.slices = [(begin + i * micro, begin + (i + 1) * micro) for i in range(train.grad_accum)]
@@ -168,9 +166,11 @@ def skip(job: Job) -> None:
     state = job.state
     state.bad_steps += 1
     state.bad_in_a_row += 1
-    job.recorder.warn(f"step {state.step}: loss or gradient is not finite; step skipped ({state.bad_in_a_row} in a row)")
+    job.recorder.warn(
+        f"step {state.step}: loss or gradient is not finite; step skipped ({state.bad_in_a_row} in a row)"
+    )
     if state.bad_in_a_row >= job.config.train.max_bad_steps:
-        good = sorted((job.folder / "checkpoints").glob("step-*"))
+        good = checkpoints.stored(job.folder / "checkpoints")
         where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         raise RunFailed(
             f"step {state.step}: loss or gradient not finite for {state.bad_in_a_row} steps in a row; {where}. "
@@ -222,12 +222,9 @@ def write_sample(job: Job) -> None:
 
 
 def save(job: Job) -> None:
-    """Write a checkpoint of the present step, unless it stands already."""
-    folder = job.folder / "checkpoints"
-    if not (folder / checkpoints.checkpoint_name(job.state.step)).exists():
-        checkpoints.save(
-            folder, job.objective, job.optimizers, job.state, job.world, keep=job.config.train.keep
-        )
+    """Write a checkpoint of the present step."""
+    folder, keep = job.folder / "checkpoints", job.config.train.keep
+    checkpoints.save(folder, job.objective, job.optimizers, job.state, job.world, keep=keep)
 
 
 class Meter:
@@ -248,9 +245,7 @@ class Meter:
         self._since += elapsed
         self._steps += 1
 
-    def after_step(
-        self, loss: Tensor, norm: Tensor, metrics: dict[str, Tensor], share: float, due: bool
-    ) -> None:
+    def after_step(self, loss: Tensor, norm: Tensor, metrics: dict[str, Tensor], share: float, due: bool) -> None:
         """Move the bar; when `due`, reduce the step's metrics over processes and write them."""
         job = self._job
         if not due:

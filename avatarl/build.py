@@ -18,7 +18,9 @@ def model_critic(frozen: list[GPT], config: Config, train_tokens: int, vocab_siz
     Raises ConfigError when a model does not fit the student.
     """
     critics = [ModelCritic(m, vocab_size, config.model.block_size, autocast) for m in frozen]
-    return critics[0] if len(critics) == 1 else CrossFitCritic(*critics, middle=train_tokens // 2)
+    if len(critics) == 1:
+        return critics[0]
+    return CrossFitCritic(critics[0], critics[1], train_tokens // 2)
 
 
 def build_objective(

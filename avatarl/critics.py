@@ -91,9 +91,7 @@ class EitherOpinion:
         self._first, self._one, self._other = first, one, other
 
     def rows(self, start: int, stop: int) -> "EitherOpinion":
-        return EitherOpinion(
-            self._first[start:stop], self._one.rows(start, stop), self._other.rows(start, stop)
-        )
+        return EitherOpinion(self._first[start:stop], self._one.rows(start, stop), self._other.rows(start, stop))
 
     def top_ids(self, k: int) -> Tensor:
         return torch.where(self._first[:, None], self._one.top_ids(k), self._other.top_ids(k))
@@ -115,9 +113,7 @@ def model_opinion(model: GPT, tokens: Tensor, autocast: Autocast = nullcontext) 
 class ModelCritic:
     """A frozen GPT. Raises ConfigError when its vocabulary or context does not fit the student's."""
 
-    def __init__(
-        self, model: GPT, vocab_size: int, block_size: int, autocast: Autocast = nullcontext
-    ) -> None:
+    def __init__(self, model: GPT, vocab_size: int, block_size: int, autocast: Autocast = nullcontext) -> None:
         require(
             model.vocab_size == vocab_size,
             "the critic's vocabulary",
@@ -185,7 +181,8 @@ class PastCritic(nn.Module):
         """Take in the student as it is after `step` optimiser steps."""
         self.step = step
         if self.decay is not None:
-            mine, new = list(self.copies[0].parameters()), list(student.parameters())
+            mine: list[Tensor] = list(self.copies[0].parameters())
+            new: list[Tensor] = list(student.parameters())
             torch._foreach_lerp_(mine, new, 1 - self.decay)
         elif step % self.every == 0:
             slot = step // self.every % len(self.copies)

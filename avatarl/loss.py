@@ -67,10 +67,11 @@ def group_loss(
 ) -> Tensor:
     """GRPO over the action set: −mean_N Σ_A π_old min(ρ Â, clip(ρ, 1 ± c) Â), ρ = π / π_old. A scalar.
 
-    All (N, K). Advantages Â = (r − mean_A r) / (std_A r + 1e-6), with the population's standard deviation, so
-    that a lone action has Â = 0. DESIGN section 3, step 7; the clip is PPO's (Schulman et al., 2017).
+    All (N, K), rewards constant. Advantages Â = (r − mean_A r) / (std_A r + 1e-6), with the population's
+    standard deviation, so that a lone action has Â = 0. DESIGN section 3, step 7; the clip is PPO's (Schulman
+    et al., 2017).
     """
-    count = valid.sum(-1, keepdim=True)  # (N, 1)
+    rewards, count = rewards.detach(), valid.sum(-1, keepdim=True)  # (N, K), (N, 1)
     mean = (rewards * valid).sum(-1, keepdim=True) / count
     centred = (rewards - mean) * valid  # (N, K)
     advantage = centred / (centred.square().sum(-1, keepdim=True).div(count).sqrt() + 1e-6)
@@ -83,9 +84,7 @@ def group_loss(
 def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, Tensor, Tensor]:  # type: ignore[no-untyped-def]
     """Action set, critic's log-probabilities on it (N, K) and rewards (N, K) at N positions: steps 1 to 4."""
     s = settings
-    actions = build_action_set(
-        student_logits, opinion.top_ids(s.top_k), gold, s.top_k, getattr(s, "active_k", None)
-    )
+    actions = build_action_set(student_logits, opinion.top_ids(s.top_k), gold, s.top_k, getattr(s, "active_k", None))
     critic = opinion.log_probs(actions.ids)
     p_ref = consensus(
         actions,
@@ -118,10 +117,12 @@ def _gradient_of_logits(logits: Tensor, actions: ActionSet, rewards: Tensor, set
     if settings.policy_weighting == "reinforce":
         gain = (rewards * log_pi_a).sum(-1)
         scale, pull = rewards.sum(-1, keepdim=True), rewards
-    else:
+    elif settings.policy_weighting == "expected":
         pull = rewards * log_pi_a.exp()
         gain = pull.sum(-1)
         scale = gain.unsqueeze(-1)
+    else:
+        raise ValueError(f"policy_weighting = {settings.policy_weighting!r}: use reinforce or expected")
     loss = -gain.sum()
     if getattr(settings, "use_entropy", True):
         weighted = log_pi.mul_(pi)  # (n, V): π log π
@@ -165,9 +166,7 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        by_hidden, by_unembedding = (
-            None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors
-        )
+        by_hidden, by_unembedding = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
         return by_hidden, by_unembedding, None, None, None, None, None
 
 

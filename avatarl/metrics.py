@@ -53,9 +53,7 @@ class MetricSums:
         count = self.sums["action_count"]
         mean = self.sums["_rewards"] / count
         spread = (self.sums["_squares"] / count - mean.square()).clamp(min=0).sqrt()
-        means = {
-            f"train/{k}": v / self.positions for k, v in self.sums.items() if not k.startswith("_")
-        }
+        means = {f"train/{k}": v / self.positions for k, v in self.sums.items() if not k.startswith("_")}
         return means | {"train/reward_std": spread}
 
 
@@ -64,5 +62,5 @@ def kl_over_actions(critic_log_probs: Tensor, student_log_probs: Tensor, valid: 
     hidden = ~valid
     critic = critic_log_probs.float().masked_fill(hidden, float("-inf")).log_softmax(-1)
     student = student_log_probs.float().masked_fill(hidden, float("-inf")).log_softmax(-1)
-    difference = (critic - student).masked_fill(hidden, 0.0)  # −inf − −inf is NaN where invalid
+    difference = (critic - student).masked_fill(critic == float("-inf"), 0.0)  # 0 · log 0 = 0
     return (critic.exp() * difference).sum(-1)

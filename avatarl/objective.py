@@ -52,9 +52,9 @@ class CrossEntropy(nn.Module):
 class AvataRL(nn.Module):
     """Next-token prediction as a game: action set, consensus, reward, REINFORCE (DESIGN section 3).
 
-    `critic` judges, at `critic_flops` per token; without one, `past` (the student's EMA or ring) or `twin` (a second student, which learns
-    by the same rules with the first as its critic) does. Both are part of the checkpoint; a frozen critic is
-    not.
+    `critic` judges, at `critic_flops` per token; without one, `past` (the student's EMA or ring) or `twin` (a
+    second student, which learns by the same rules with the first as its critic) does. Both are part of the
+    checkpoint; a frozen critic is not.
     """
 
     def __init__(
@@ -106,30 +106,28 @@ class AvataRL(nn.Module):
         if self.past is not None:
             self.past.step = step
         if self.twin is not None:
-            theirs = model_opinion(self.twin, batch.tokens, self.autocast)
-            mine = model_opinion(self.student, batch.tokens, self.autocast)
-            loss, metrics = self.learn(self.student, theirs, batch, step, rollout.setdefault("student", {}), measure)
-            twin_loss, _ = self.learn(self.twin, mine, batch, step, rollout.setdefault("twin", {}), False)
+            mine, theirs = rollout.setdefault("student", {}), rollout.setdefault("twin", {})
+            loss, metrics = self.learn(self.student, self.twin, batch, step, mine, measure)
+            twin_loss, _ = self.learn(self.twin, self.student, batch, step, theirs, False)
             return loss + twin_loss, metrics
         return self.learn(self.student, None, batch, step, rollout, measure)
 
     def learn(
         self,
         player: GPT,
-        opinion: CriticOpinion | None,
+        rival: GPT | None,
         batch: Batch,
         step: int,
         rollout: dict[str, Any],
         measure: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One player's loss. `opinion` None: the critic is asked, on the contexts the player reads."""
+        """One player's loss, judged on the contexts that it reads by its rival; None: by the run's critic."""
         settings, tokens, gold = self.settings(step), batch.tokens, batch.targets.flatten()
         if self.method.context == "student":
             if "tokens" not in rollout:
-                rollout["tokens"] = self.student_context(player, opinion, batch, settings, step)
+                rollout["tokens"] = self.student_context(player, rival, batch, settings, step)
             tokens = rollout["tokens"]
-        if opinion is None:
-            opinion = self.ask(tokens, batch.positions)
+        opinion = None if "judged" in rollout else self.ask(tokens, batch.positions, rival)
         hidden = player.hidden(tokens).flatten(0, 1)  # (N, D)
         if self.method.advantage == "group":
             return self.group(hidden @ player.unembedding.T, opinion, gold, settings, rollout, measure)
@@ -143,18 +141,20 @@ class AvataRL(nn.Module):
             measure=measure,
         )
 
-    def ask(self, tokens: Tensor, positions: Tensor | None) -> CriticOpinion:
-        """The opinion of whoever judges this run on tokens (B, T)."""
+    def ask(self, tokens: Tensor, positions: Tensor | None, rival: GPT | None = None) -> CriticOpinion:
+        """The opinion on tokens (B, T) of `rival`, or of whoever judges this run."""
+        if rival is not None:
+            return model_opinion(rival, tokens, self.autocast)
         judge_of_run = self.past if self.past is not None else self._critic
-        assert judge_of_run is not None  # the constructor saw to it; a twin's opinion comes with the call
+        assert judge_of_run is not None  # the constructor saw to it; twins are rivals
         return judge_of_run.opinion(tokens, positions)
 
     @torch.no_grad()
     def student_context(
-        self, player: GPT, opinion: CriticOpinion | None, batch: Batch, settings: LossSettings, step: int
+        self, player: GPT, rival: GPT | None, batch: Batch, settings: LossSettings, step: int
     ) -> Tensor:
         """The batch's tokens (B, T) with a share of them replaced by what the player would have picked."""
-        opinion = opinion or self.ask(batch.tokens, batch.positions)
+        opinion = self.ask(batch.tokens, batch.positions, rival)
         logits = player(batch.tokens).flatten(0, 1).float()  # (N, V)
         actions, _, _ = judge(logits, opinion, batch.targets.flatten(), settings)
         log_pi_a = logits.log_softmax(-1).gather(-1, actions.ids)  # (N, K)
@@ -167,15 +167,15 @@ class AvataRL(nn.Module):
     def group(
         self,
         logits: Tensor,
-        opinion: CriticOpinion,
+        opinion: CriticOpinion | None,
         gold: Tensor,
         settings: LossSettings,
         rollout: dict[str, Any],
         measure: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """GRPO: actions, rewards and π_old stay those of the first inner epoch."""
+        """GRPO: actions, rewards and π_old stay those of the first inner epoch, the only one with an opinion."""
         log_pi = logits.float().log_softmax(-1)  # (N, V)
-        if "judged" not in rollout:
+        if opinion is not None:
             actions, critic, reward = judge(log_pi.detach(), opinion, gold, settings)
             old = log_pi.detach().gather(-1, actions.ids)  # (N, K)
             rollout["judged"] = (actions, critic, reward, old)
@@ -198,8 +198,7 @@ class AvataRL(nn.Module):
     def flops_per_token(self) -> float:
         """Matrix-product FLOPs of a training step, per token, the critic's forward included."""
         forward = self.student.flops_per_token()
-        if self.twin is not None:
-            return 8 * forward  # two students, each trained (3) and asked once more as the other's critic (1)
         looks = 2 if self.method.context == "student" else 1
-        critic = forward if self.past is not None else self._critic_flops
-        return (3 * self.method.inner_epochs + looks - 1) * forward + looks * critic
+        critic = self._critic_flops if self._critic is not None else forward
+        players = 1 if self.twin is None else 2
+        return players * ((3 * self.method.inner_epochs + looks - 1) * forward + looks * critic)

@@ -27,8 +27,8 @@ def reality_log_probs(valid: Tensor, epsilon: Weight, dtype: torch.dtype = torch
     """log p_r over A: 1 − ε on gold (column 0), ε shared equally by the rest; (N, K). Alone, gold has it all."""
     others = valid.sum(-1, keepdim=True, dtype=dtype) - 1  # (N, 1)
     rest = log(epsilon) - others.clamp(min=1).log()  # (N, 1)
-    gold = torch.where(others > 0, log(1 - epsilon), 0.0)
-    return torch.cat((gold.to(dtype), rest.expand(-1, valid.shape[1] - 1)), dim=-1)  # (N, K)
+    gold = (others > 0).to(dtype) * log(1 - epsilon)
+    return torch.cat((gold, rest.expand(-1, valid.shape[1] - 1)), dim=-1)  # (N, K)
 
 
 def consensus(

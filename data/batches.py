@@ -7,7 +7,7 @@ for any number of processes and micro-batches, which take slices of it. Source: 
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -96,7 +96,7 @@ def prefetch(
     steps: Iterable[int],
     slices: Sequence[tuple[int, int]],
     device: torch.device | str,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The row slices of every step in turn, on `device`.
 
     For CUDA one batch is always gathered, pinned and copied ahead by a worker thread, which ends with the

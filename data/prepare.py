@@ -142,9 +142,7 @@ def _encoded(tokenizer: Tokenizer, text: str, dtype: np.dtype) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _kept(
-    path: Path, read: Callable[[Path], Made], make: Callable[[], Made], write: Callable[[Made], None]
-) -> Made:
+def _kept(path: Path, read: Callable[[Path], Made], make: Callable[[], Made], write: Callable[[Made], None]) -> Made:
     """What is stored at `path`, or else made and stored there; memory alone where that can't be written."""
     with contextlib.suppress(OSError, ValueError):
         return read(path)

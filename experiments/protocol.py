@@ -72,13 +72,16 @@ def study(settings: Settings) -> list[dict[str, Any]]:
 
     grid = [(o, m, s) for o, m in pairs for s in settings.scales]
     first = train([arm(m, o, s, 1, settings.steps) for o, m, s in grid])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for optimizer, method in pairs:
         tried = {s: f for (o, m, s), f in zip(grid, first, strict=True) if (o, m) == (optimizer, method)}
         best = min(tried, key=lambda s: tried[s]["val/ce"])
         rows.append({"method": method, "optimizer": optimizer, "scale": best, "tried": tried})
-    others = [arm(r["method"], r["optimizer"], r["scale"], seed, settings.steps)
-              for r in rows for seed in range(2, settings.seeds + 1)]
+    others = [
+        arm(r["method"], r["optimizer"], r["scale"], seed, settings.steps)
+        for r in rows
+        for seed in range(2, settings.seeds + 1)
+    ]
     found = iter(train(others))
     for row in rows:
         finals = [row["tried"][row["scale"]], *(next(found) for _ in range(2, settings.seeds + 1))]

@@ -63,7 +63,7 @@ class Frame:
 
 
 def x_axes(runs: Sequence[Run]) -> list[XAxis]:
-    """"step", and the other axes that some line of some run has a positive value for."""
+    """ "step", and the other axes that some line of some run has a positive value for."""
     found = []
     for key in AXES:
         values = [v for run in runs for row in run.rows if is_number(v := row.get(key))]
@@ -232,9 +232,7 @@ def spread(places: list[float], distance: float) -> list[float]:
     return [start(crowd) + distance * i for crowd in crowds for i in range(len(crowd))]
 
 
-def _curve(
-    curve: Curve, full: Curve, frame: Frame, axes: list[XAxis], metric: Metric, limit: int
-) -> list[str]:
+def _curve(curve: Curve, full: Curve, frame: Frame, axes: list[XAxis], metric: Metric, limit: int) -> list[str]:
     """The paths of one run: the values, and where they are noisy a moving average over them."""
     style = f"run-{curve.run} c{curve.run % COLOURS}" + (" dashed" if curve.run >= COLOURS else "")
     average = smooth(full.points) if is_averaged(metric, full) else []

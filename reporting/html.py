@@ -47,8 +47,7 @@ def table(label: str, head: Iterable[object], rows: Iterable[Iterable[object]], 
     `head` may be empty. Headings that are Html, such as names of runs, stand out.
     """
     top = "".join(
-        f'<th scope="col"{" class=run" if isinstance(cell, Html) else ""}>{markup(cell)}</th>'
-        for cell in head
+        f'<th scope="col"{" class=run" if isinstance(cell, Html) else ""}>{markup(cell)}</th>' for cell in head
     )
     body = ""
     for first, *rest in rows:

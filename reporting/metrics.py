@@ -194,3 +194,34 @@ AXES = ("step", "tokens", "seconds")
 def describe(key: str) -> Metric:
     """The entry of `key`, or a plain one under its own name."""
     return METRICS.get(key) or Metric(key, "", "")
+
+
+def as_markdown() -> str:
+    """The page docs/metrics.md: every key with its meaning."""
+    lines = [
+        "# What the numbers mean",
+        "",
+        "Every line of `metrics.jsonl` is one JSON object with `step` (optimiser steps done), `tokens` (trained on so",
+        "far), `seconds` (training time, evaluations excluded) and some of the keys below. `train/…` is the batch of",
+        "that step; `val/…` is the whole validation split. A key that does not apply is absent. A value that is not",
+        "finite is written as a string.",
+        "",
+        "Written by `python -m reporting.metrics`.",
+    ]
+    for section, keys in SECTIONS.items():
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            "| key | name | unit | better | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        for key in keys:
+            m = METRICS[key]
+            unit = {"%": "share, 0 to 1"}.get(m.unit, m.unit)
+            lines.append(f"| `{key}` | {m.label} | {unit} | {m.better} | {m.explanation} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

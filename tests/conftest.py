@@ -1,9 +1,12 @@
-"""Fixtures shared by all tests: where the real text and the conformance cases lie."""
+"""Fixtures shared by all tests: where the real text and the conformance cases lie, and a place for tiny runs."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+import train_core
+from tests.tiny_train import write_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,3 +37,15 @@ def shakespeare() -> str:
             return path.read_text(encoding="utf-8")
     _missing("tinyshakespeare/input.txt")
     return ""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a corpus.txt, where runs take moments; no environment variable reaches it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("AVATARL_DATA", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    # Measuring the machine's peak takes a fifth of a second at the start of every run.
+    monkeypatch.setattr(train_core, "matmul_peak", lambda device, dtype: 1e11)
+    write_corpus(tmp_path / "corpus.txt")
+    return tmp_path

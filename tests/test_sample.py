@@ -86,9 +86,7 @@ def test_sample_number_decides(char_run, capsys, monkeypatch):
     monkeypatch.setattr(sample, "ROWS", 2)
     assert output(capsys, char_run, "--prompt", "A", "--num", "5").split("--- sample ") == many
     assert output(capsys, char_run, "--prompt", "A") == many[1].split("\n", 1)[1]
-    assert output(capsys, char_run, "--prompt", "A", "--seed", "8") != output(
-        capsys, char_run, "--prompt", "A"
-    )
+    assert output(capsys, char_run, "--prompt", "A", "--seed", "8") != output(capsys, char_run, "--prompt", "A")
 
 
 def test_settings_reach_the_draws(char_run, capsys):

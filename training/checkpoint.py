@@ -21,6 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
@@ -80,13 +81,35 @@ def save(
 ) -> Path:
     """Write a checkpoint of `state.step` below `folder`, move `latest` and `best`, drop what is too old.
 
-    All processes call it. Returns the checkpoint's folder.
+    All processes call it. Returns the checkpoint's folder. Raises RuntimeError when it cannot be written; what
+    stood before then stands as before.
     """
     target = folder / checkpoint_name(state.step)
+    try:
+        _write(folder, target, objective, optimizers, state, world, keep)
+    except (Exception, CheckpointException) as error:
+        shutil.rmtree(folder / f".{target.name}", ignore_errors=True)
+        raise RuntimeError(
+            f"{target}: the checkpoint cannot be written ({first_line(error)}); make room or choose another disk, "
+            f"then continue with --resume {folder.parent}"
+        ) from None
+    return target
+
+
+def _write(
+    folder: Path,
+    target: Path,
+    objective: nn.Module,
+    optimizers: list[Optimizer],
+    state: TrainState,
+    world: World,
+    keep: int,
+) -> None:
     temporary = folder / f".{target.name}"
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_over in folder.glob(".step-*"):
+            shutil.rmtree(left_over)
         temporary.mkdir()
     barrier()
     with warnings.catch_warnings():
@@ -108,16 +131,24 @@ def save(
         write_atomic(folder / "latest", target.name + "\n")
         if improved:
             write_atomic(folder / "best", target.name + "\n")
-        _prune(folder, keep)
+        _prune(folder, target, keep)
     barrier()
-    return target
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best."""
-    steps = sorted(folder.glob("step-*"))
+def stored(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, whole or not, oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda p: (len(p.name), p.name))  # past a million steps too
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Delete all but the `keep` checkpoints up to `newest` and the best.
+
+    Later ones are broken: the run was resumed from before them.
+    """
+    steps = stored(folder)
+    here = steps.index(newest) + 1
     best = _pointer(folder, "best")
-    for old in steps[:-keep]:
+    for old in steps[: max(0, here - keep)] + steps[here:]:
         if old.name != best:
             shutil.rmtree(old)
 
@@ -150,7 +181,7 @@ def find(folder: Path, which: str = "latest") -> Path:
     latest where nothing was evaluated. Raises ConfigError when there is none, BrokenCheckpoint for a broken
     one that was asked for.
     """
-    names = sorted((p.name for p in folder.glob("step-*")), reverse=True) if folder.is_dir() else []
+    names = [p.name for p in reversed(stored(folder))]
     if not names:
         raise ConfigError(f"{folder}: no checkpoint there yet; train first, or name another run")
     if which == "best":
@@ -168,7 +199,7 @@ def find(folder: Path, which: str = "latest") -> Path:
                 print(f"warning: skipped a broken checkpoint: {error}", file=sys.stderr)
         raise BrokenCheckpoint(f"{folder}: none of its {len(names)} checkpoints is whole")
     if which not in names:
-        raise ConfigError(f"checkpoint {which!r}: not in {folder}; there are {', '.join(sorted(names))}")
+        raise ConfigError(f"checkpoint {which!r}: not in {folder}; there are {', '.join(reversed(names))}")
     check(folder / which)
     return folder / which
 
@@ -178,13 +209,10 @@ def load_weights(checkpoint: Path, model: GPT) -> None:
     try:
         model.load_state_dict(load_file(checkpoint / WEIGHTS))
     except Exception as error:  # safetensors raises its own kinds; all mean the same to the user
-        first_line = str(error).splitlines()[0]
-        raise BrokenCheckpoint(f"{checkpoint / WEIGHTS}: cannot be loaded ({first_line})") from None
+        raise BrokenCheckpoint(f"{checkpoint / WEIGHTS}: cannot be loaded ({first_line(error)})") from None
 
 
-def load(
-    checkpoint: Path, objective: nn.Module, optimizers: list[Optimizer]
-) -> TrainState:
+def load(checkpoint: Path, objective: nn.Module, optimizers: list[Optimizer]) -> TrainState:
     """Restore objective and optimisers in place from a checkpoint; returns where the run stood."""
     state = TrainState(**check(checkpoint)["state"])
     load_weights(checkpoint, objective.student)  # type: ignore[arg-type]
@@ -193,12 +221,18 @@ def load(
         warnings.simplefilter("ignore")
         try:
             dcp.load(stored, checkpoint_id=checkpoint / "state")
-        except Exception as error:
-            first_line = str(error).splitlines()[0]
-            raise BrokenCheckpoint(f"{checkpoint / 'state'}: cannot be loaded ({first_line})") from None
+        except (Exception, CheckpointException) as error:
+            raise BrokenCheckpoint(f"{checkpoint / 'state'}: cannot be loaded ({first_line(error)})") from None
     set_optimizer_state_dict(objective, optimizers, stored["optimizers"])
     objective.load_state_dict(stored["objective"], strict=False)
     return state
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line; dcp wraps the errors of all processes into one, with their traces."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:

@@ -36,8 +36,8 @@ def world_from_environment() -> World:
     """The world that torchrun describes, or a world of one."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
-    get = lambda name, default: int(os.environ.get(name, default))  # noqa: E731
-    return World(get("RANK", 0), get("WORLD_SIZE", 1), get("LOCAL_RANK", 0), get("LOCAL_WORLD_SIZE", 1))
+    names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    return World(*(int(os.environ.get(name, default)) for name, default in names))
 
 
 @contextlib.contextmanager

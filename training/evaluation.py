@@ -56,9 +56,7 @@ class Tally:
 
 
 @torch.no_grad()
-def evaluate(
-    model: GPT, windows: Iterable[tuple[Tensor, Tensor]], hardware: Hardware, *, bins: int
-) -> Tally:
+def evaluate(model: GPT, windows: Iterable[tuple[Tensor, Tensor]], hardware: Hardware, *, bins: int) -> Tally:
     """Tally `model` over this process's (tokens, targets) windows (b, T) and add up all processes'."""
     tally = Tally.zero(bins)
     was_training = model.training

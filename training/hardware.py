@@ -22,7 +22,17 @@ import torch
 from config import Config, RunConfig, require
 from model import GPT, attention_backend
 
-LIBRARIES = ("torch", "numpy", "safetensors", "tyro", "tokenizers", "tiktoken", "transformers", "flash-attn", "wandb")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "tyro",
+    "tokenizers",
+    "tiktoken",
+    "transformers",
+    "flash-attn",
+    "wandb",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,14 @@ def usable_cores() -> int:
 def has_compiler() -> bool:
     """Whether torch.compile finds a C++ compiler for CPU kernels."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has instructions for bfloat16 products; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -80,9 +98,9 @@ def choose(run: RunConfig, local_rank: int = 0, local_world: int = 1) -> Hardwar
         notes.append(torch.cuda.get_device_name(device))
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(run.dtype)
     if dtype is None:
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = multiplies_bfloat16(device)
         dtype = torch.bfloat16 if fast else torch.float32
-        notes.append("bfloat16 products" if fast else "float32 products")
+        notes.append("bfloat16 products" if fast else "float32 products: no bfloat16 instructions here")
     attention = attention_backend(device, dtype)
     notes.append(f"attention: {attention}")
     compiled = run.compile == "on" or (run.compile == "auto" and device.type == "cuda")

@@ -35,9 +35,7 @@ def build_optimizers(module: nn.Module, config: OptimConfig) -> list[Optimizer]:
     if not use_muon:
         groups[0]["params"] = embeddings + matrices
     groups = [g for g in groups if g["params"]]
-    optimizers: list[Optimizer] = [
-        AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-    ]
+    optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)]
     if use_muon:
         optimizers.append(
             Muon(

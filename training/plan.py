@@ -83,10 +83,16 @@ def announce(
     judge = f", critic: {config.critic.kind}" if config.train.objective == "avatarl" else ""
     processes = f" on {world.size} processes" if world.size > 1 else ""
     print(f"run        {folder}  (preset {record['preset']}, {config.train.objective}{judge})")
-    print(f"corpus     {dataset.corpus_name}: {len(dataset.train):,} training, {len(dataset.val):,} validation tokens, "
-          f"vocabulary {dataset.tokenizer.vocab_size:,}")
-    print(f"model      {human(record['parameters'])} parameters, {config.model.n_layer} x {config.model.n_embd}, "
-          f"context {config.model.block_size}")
-    print(f"length     {config.train.steps:,} steps x {per_step:,} tokens = {human(tokens)}, "
-          f"{tokens / max(1, len(dataset.train)):.1f} epochs, {human(objective.flops_per_token() * tokens, 'FLOP')}")
+    print(
+        f"corpus     {dataset.corpus_name}: {len(dataset.train):,} training, {len(dataset.val):,} validation tokens, "
+        f"vocabulary {dataset.tokenizer.vocab_size:,}"
+    )
+    print(
+        f"model      {human(record['parameters'])} parameters, {config.model.n_layer} x {config.model.n_embd}, "
+        f"context {config.model.block_size}"
+    )
+    print(
+        f"length     {config.train.steps:,} steps x {per_step:,} tokens = {human(tokens)}, "
+        f"{tokens / max(1, len(dataset.train)):.1f} epochs, {human(objective.flops_per_token() * tokens, 'FLOP')}"
+    )
     print(f"hardware   {', '.join(hardware.notes)}{processes}", flush=True)

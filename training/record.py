@@ -3,6 +3,7 @@
 Losing the network, or wandb itself, never costs a run its record.
 """
 
+import importlib.util
 import json
 import math
 import sys
@@ -16,20 +17,21 @@ from tqdm import tqdm
 from config import Config, ConfigError
 
 
-def start_wandb(config: Config, folder: Path, record: Mapping[str, Any], *, resume: bool) -> Any:
-    """A wandb run for this folder, or None when disabled or out of reach (with a warning).
+def require_wandb(config: Config) -> None:
+    """Raise ConfigError when wandb is asked for and not installed."""
+    if config.log.wandb != "disabled" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"log.wandb = {config.log.wandb!r}: wandb is not installed; run `.venv/bin/pip install wandb`"
+        )
 
-    Raises ConfigError when wandb is asked for and not installed.
-    """
+
+def start_wandb(config: Config, folder: Path, record: Mapping[str, Any], *, resume: bool) -> Any:
+    """A wandb run for this folder, or None when disabled or out of reach (with a warning)."""
     if config.log.wandb == "disabled":
         return None
     try:
         import wandb
-    except ImportError:
-        raise ConfigError(
-            f"log.wandb = {config.log.wandb!r}: wandb is not installed; run `.venv/bin/pip install wandb`"
-        ) from None
-    try:
+
         return wandb.init(
             project=config.log.wandb_project,
             name=folder.name,
@@ -52,9 +54,7 @@ class Recorder:
         self._shown: dict[str, str] = {}
         self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8") if first else None  # noqa: SIM115
         # tqdm disables itself where nobody watches (disable=None: not a terminal).
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=None if first else True, dynamic_ncols=True
-        )
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=None if first else True, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self

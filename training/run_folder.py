@@ -6,6 +6,7 @@ run, for whoever samples, evaluates or exports it.
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,9 @@ def trim_samples(path: Path, step: int) -> None:
     """Drop the samples taken past `step`."""
     if not path.is_file():
         return
-    blocks = path.read_text(encoding="utf-8").split(SAMPLE_MARK)
-    kept = [b for b in blocks[1:] if int(b.split("\n", 1)[0]) <= step]
-    write_atomic(path, "".join(SAMPLE_MARK + b for b in kept))
+    blocks = re.split(rf"(?m)^(?={SAMPLE_MARK}\d+$)", path.read_text(encoding="utf-8"))
+    kept = [b for b in blocks[1:] if int(b.removeprefix(SAMPLE_MARK).split("\n", 1)[0]) <= step]
+    write_atomic(path, "".join(kept))
 
 
 SAMPLE_MARK = "=== step "

@@ -54,9 +54,7 @@ def cases(draw):
     length = draw(st.integers(1, min(6, len(corpus))))
     positions = draw(st.lists(st.integers(0, len(corpus) - length), min_size=1, max_size=3))
     windows = [corpus[p : p + length] for p in positions]
-    swaps = draw(
-        st.lists(st.tuples(st.integers(0, len(windows) - 1), st.integers(0, length - 1), token), max_size=3)
-    )
+    swaps = draw(st.lists(st.tuples(st.integers(0, len(windows) - 1), st.integers(0, length - 1), token), max_size=3))
     for b, t, new in swaps:
         windows[b][t] = new
     return corpus, vocab_size, context, torch.tensor(windows), torch.tensor(positions)
@@ -89,9 +87,7 @@ def test_rows_are_a_slice_and_top_ids_a_ranking(storage):
     corpus = torch.from_numpy(np.random.default_rng(0).integers(0, 9, 300))
     tokens, positions = corpus.unfold(0, 8, 1)[::37], torch.arange(0, 293, 37)
     with limits(*LIMITS[storage]):
-        opinion = NgramCritic(corpus, 13, context=3).opinion(
-            tokens, positions
-        )  # ids 9 … 12 never occur: ties
+        opinion = NgramCritic(corpus, 13, context=3).opinion(tokens, positions)  # ids 9 … 12 never occur: ties
         full, ids = opinion.full(), opinion.top_ids(13)
         part = opinion.rows(5, 23)
         torch.testing.assert_close(part.full(), full[5:23], rtol=0, atol=0)
@@ -159,9 +155,7 @@ def test_ladders_are_the_formula(seed):
         accuracy = np.mean([p.index(max(p)) == g for p, g in zip(ps, golds, strict=True)])
         assert ladder[n - 1]["ce"] == pytest.approx(ce, abs=1e-9)
         assert ladder[n - 1]["accuracy"] == pytest.approx(accuracy, abs=1e-9)
-        left_out = [
-            oracle(train, 5, n, Fraction(3, 4), train[:t], t)[train[t]] for t in range(10, len(train))
-        ]
+        left_out = [oracle(train, 5, n, Fraction(3, 4), train[:t], t)[train[t]] for t in range(10, len(train))]
         assert own[n - 1]["ce"] == pytest.approx(-np.log([float(p) for p in left_out]).mean(), abs=1e-9)
 
 
@@ -176,9 +170,7 @@ def test_reference_table(characters):
     """Catches any departure from DESIGN's n-gram: both of its rows, to half a unit of the last digit."""
     train, val = characters[:TRAIN_CHARACTERS], characters[TRAIN_CHARACTERS:]
     ladder = ngram_ladder(train, val, 65)
-    assert [r["ce"] for r in ladder] == pytest.approx(
-        [2.4865, 2.0560, 1.7896, 1.6922, 1.7214, 1.7868], abs=5e-4
-    )
+    assert [r["ce"] for r in ladder] == pytest.approx([2.4865, 2.0560, 1.7896, 1.6922, 1.7214, 1.7868], abs=5e-4)
     accuracy = [100 * r["accuracy"] for r in ladder]
     assert accuracy == pytest.approx([27.0, 38.1, 47.2, 52.7, 54.2, 54.8], abs=0.1)
     own = [r["ce"] for r in leave_one_out_ladder(train, 65)]

@@ -22,12 +22,8 @@ def stream(length: int) -> np.ndarray:
 
 
 @fast
-@given(
-    lengths, st.integers(1, 40), st.integers(1, 9), st.integers(-3, 2**64), st.integers(0, 50), st.booleans()
-)
-def test_targets_are_the_next_tokens(
-    length: int, block: int, rows: int, seed: int, step: int, fixed: bool
-) -> None:
+@given(lengths, st.integers(1, 40), st.integers(1, 9), st.integers(-3, 2**64), st.integers(0, 50), st.booleans())
+def test_targets_are_the_next_tokens(length: int, block: int, rows: int, seed: int, step: int, fixed: bool) -> None:
     """Catches a model that learns to copy its input, and positions that are not the offset of the window."""
     if length <= block:
         return

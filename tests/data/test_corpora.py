@@ -104,9 +104,7 @@ def test_pydoc_is_embedded_and_long_enough_to_train_on() -> None:
     assert 300_000 < len(corpus.text) < 2_000_000
 
 
-def test_download_is_stored_once(
-    home: Path, network: Network, shakespeare: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_download_is_stored_once(home: Path, network: Network, shakespeare: str, capsys: pytest.CaptureFixture) -> None:
     """Catches a download on every run, one that can hang for ever, and a file other than what was checked."""
     network.content = shakespeare.encode()
     for _ in range(2):
@@ -130,12 +128,8 @@ def test_interrupted_download_leaves_no_file(
     assert files_in(home) == []
 
 
-@pytest.mark.parametrize(
-    "status, content, reason", [(200, b"<html>log in</html>", "sha256"), (404, b"none", "404")]
-)
-def test_wrong_download_leaves_no_file(
-    home: Path, network: Network, status: int, content: bytes, reason: str
-) -> None:
+@pytest.mark.parametrize("status, content, reason", [(200, b"<html>log in</html>", "sha256"), (404, b"none", "404")])
+def test_wrong_download_leaves_no_file(home: Path, network: Network, status: int, content: bytes, reason: str) -> None:
     """Catches a proxy's login page or an error page that is taken for Shakespeare."""
     network.content, network.status = content, status
     with pytest.raises(ConfigError, match=reason):

@@ -66,9 +66,7 @@ def test_separate_validation_corpus(home: Path) -> None:
 def test_unseen_character_of_the_validation_corpus(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a message that leaves open which text, or counts from the piece instead of the text's start."""
     monkeypatch.setattr(preparing, "pieces", lambda text, size: pieces(text, 3))
-    config = DataConfig(
-        corpus=put(home / "a.txt", "ab\n" * 9), val_corpus=put(home / "b.txt", "ab\nab\nab\nabz")
-    )
+    config = DataConfig(corpus=put(home / "a.txt", "ab\n" * 9), val_corpus=put(home / "b.txt", "ab\nab\nab\nabz"))
     with pytest.raises(ConfigError) as caught:
         prepare(config)
     for part in ("b.txt", "'z'", "position 11 "):
@@ -77,9 +75,7 @@ def test_unseen_character_of_the_validation_corpus(home: Path, monkeypatch: pyte
 
 def test_bpe_learns_from_the_training_split_alone(home: Path) -> None:
     """Catches merges learned from held-out text, which make validation easier than it is."""
-    data = prepare(
-        DataConfig(corpus=put(home / "a.txt", "ab " * 300 + "qz " * 33), tokenizer="bpe", bpe_vocab=300)
-    )
+    data = prepare(DataConfig(corpus=put(home / "a.txt", "ab " * 300 + "qz " * 33), tokenizer="bpe", bpe_vocab=300))
     assert isinstance(data.tokenizer, BpeTokenizer)
     assert "Ġab" in data.tokenizer.tokens
     assert not any("qz" in token for token in data.tokenizer.tokens)

@@ -195,9 +195,7 @@ def test_impossible_ids_and_surrogates_are_refused(bpe: BpeTokenizer, gpt2: Gpt2
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_pieces_give_the_same_tokens(
-    bpe: BpeTokenizer, gpt2: Gpt2Tokenizer, shakespeare: str, size: int
-) -> None:
+def test_pieces_give_the_same_tokens(bpe: BpeTokenizer, gpt2: Gpt2Tokenizer, shakespeare: str, size: int) -> None:
     """Catches a cut inside a token: the corpus would depend on the size of the pieces it was encoded in."""
     text = shakespeare[:3000] + "end\n\n \n it's\r\n\n.\n'll  \n\n" + shakespeare[3000:6000]
     parts = list(pieces(text, size))

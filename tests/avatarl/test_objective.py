@@ -1,0 +1,340 @@
+"""Objectives on a tiny GPT: what they minimise, whom they train, and what they keep between calls."""
+
+import copy
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avatarl.build import build_objective
+from avatarl.critics import DenseOpinion, ModelCritic, PastCritic, model_opinion
+from avatarl.loss import group_loss, judge, reinforce_loss
+from avatarl.objective import AvataRL, CrossEntropy
+from config import Config, ConfigError, override
+from data.batches import Batch
+from model import GPT
+from tests.avatarl.builders import method, random_batch, random_case, tiny_gpt
+
+V, N = 11, 24
+CHANGED = {"group": {"advantage": "group", "policy_weighting": "expected", "inner_epochs": 2}}
+
+
+class TableCritic:
+    """Judges by a fixed table of log-probabilities, one row for each token read; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.table = random_case(V, V, 5, torch.float32).critic
+        self.asked: list[Tensor] = []
+
+    def opinion(self, tokens: Tensor, positions: Tensor | None) -> DenseOpinion:
+        self.asked.append(tokens)
+        return DenseOpinion(self.table[tokens.flatten()])
+
+
+def avatarl(student=None, steps: int = 10, seed: int = 0, critic=None, past=None, twin=None, **changes) -> AvataRL:
+    """AvataRL with a table critic, unless the student has another judge."""
+    if past is None and twin is None:
+        critic = critic or TableCritic()
+    return AvataRL(
+        student or tiny_gpt(), method(**changes), steps=steps, seed=seed, critic=critic, past=past, twin=twin
+    )
+
+
+def loss_of(objective, batch: Batch | None = None, step: int = 0, rollout: dict | None = None) -> Tensor:
+    """The loss alone."""
+    loss, _ = objective(batch or random_batch(), step, {} if rollout is None else rollout, False)
+    return loss
+
+
+def by_hand(student, opinion, tokens: Tensor, gold: Tensor, m) -> Tensor:
+    """reinforce_loss of whole logits."""
+    logits = student(tokens).flatten(0, 1)
+    actions, _, r = judge(logits, opinion, gold.flatten(), m)
+    return reinforce_loss(
+        logits, actions, r, entropy_coef=m.entropy_coef, policy_weighting=m.policy_weighting
+    )
+
+
+def assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert a.grad is not None and a.grad.any(), name
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("weighting", ["reinforce", "expected"])
+@pytest.mark.parametrize("chunk_size", [5, 100])
+def test_forward_is_the_definition(weighting, chunk_size):
+    """Catches logits read one position late, a chunk of the wrong opinion, a setting lost on the way."""
+    student, critic, batch = tiny_gpt(), TableCritic(), random_batch()
+    objective = avatarl(student, critic=critic, policy_weighting=weighting, entropy_coef=0.2)
+    objective.chunk_size = chunk_size
+    loss, metrics = objective(batch, 0, {}, True)
+    loss.backward()
+    reference = tiny_gpt()
+    wanted = by_hand(
+        reference, critic.opinion(batch.tokens, None), batch.tokens, batch.targets, objective.method
+    )
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    assert_same_gradients(student, reference)
+    assert {"train/reward", "train/reward_std", "train/overlap", "train/critic_kl"} < set(metrics)
+
+
+def test_schedules_reach_the_loss():
+    """Catches a constant weight where a schedule was asked for."""
+    schedule = {"critic_weight_schedule": "0:1,1:0", "top_k_schedule": "0:3,1:1"}
+    scheduled = avatarl(**schedule)
+    for step, (weight, k) in {0: (1.0, 3), 9: (0.0, 1)}.items():
+        constant = avatarl(critic_weight=weight, top_k=k)
+        torch.testing.assert_close(loss_of(scheduled, step=step), loss_of(constant))
+    assert not torch.isclose(loss_of(scheduled, step=0), loss_of(scheduled, step=9))
+
+
+def group_by_hand(student, old_student, batch: Batch, critic: TableCritic, m) -> Tensor:
+    """GRPO's loss for a student, with actions and rewards judged at `old_student`."""
+    opinion = critic.opinion(batch.tokens, None)
+    now, old = (s(batch.tokens).flatten(0, 1).log_softmax(-1) for s in (student, old_student))
+    actions, _, r = judge(old.detach(), opinion, batch.targets.flatten(), m)
+    now_a, old_a = now.gather(-1, actions.ids), old.gather(-1, actions.ids)
+    entropy = -(now.exp() * now).sum(-1).mean()
+    return group_loss(now_a, old_a, r, actions.valid, clip_ratio=m.clip_ratio) - m.entropy_coef * entropy
+
+
+def test_inner_epochs_keep_the_first_judgement():
+    """Catches a second inner epoch against itself: its ratio would be 1 for ever and nothing would clip."""
+    student, critic, batch = tiny_gpt(), TableCritic(), random_batch()
+    objective = avatarl(student, critic=critic, **CHANGED["group"])
+    assert objective.inner_epochs == 2
+    old, rollout = copy.deepcopy(student), {}
+    first = loss_of(objective, batch, rollout=rollout)
+    torch.testing.assert_close(first, group_by_hand(student, old, batch, critic, objective.method))
+    with torch.no_grad():
+        student.wte.weight.add_(0.3 * torch.randn_like(student.wte.weight))
+    second = loss_of(objective, batch, rollout=rollout)
+    torch.testing.assert_close(second, group_by_hand(student, old, batch, critic, objective.method))
+    assert not torch.isclose(second, loss_of(objective, batch))
+
+
+def student_contexts(step: int = 0, seed: int = 0, share: float = 1.0, rows=slice(None)) -> Tensor:
+    """The tokens that the student reads."""
+    batch = random_batch()
+    batch = Batch(*(t[rows] for t in batch))
+    rollout: dict = {}
+    objective = avatarl(seed=seed, context="student", student_context_share=share)
+    loss_of(objective, batch, step, rollout)
+    return rollout["tokens"]
+
+
+def test_student_contexts_keep_gold():
+    """Catches rewards for the student's own picks, and a critic that judges a context nobody read."""
+    student, critic, batch, rollout = tiny_gpt(), TableCritic(), random_batch(), {}
+    objective = avatarl(student, critic=critic, context="student", student_context_share=0.5)
+    loss_of(objective, batch, rollout=rollout).backward()
+    tokens = rollout["tokens"]
+    changed = tokens != batch.tokens
+    assert changed.any() and not changed[:, 0].any()
+    assert torch.equal(critic.asked[-1], tokens)
+    reference = tiny_gpt()
+    opinion = critic.opinion(tokens, None)
+    by_hand(reference, opinion, tokens, batch.targets, objective.method).backward()
+    assert_same_gradients(student, reference)
+
+
+def test_student_contexts_are_the_students():
+    """Catches picks from outside the action set of the position before."""
+    batch, tokens = random_batch(), student_contexts()
+    opinion = TableCritic().opinion(batch.tokens, None)
+    actions, _, _ = judge(tiny_gpt()(batch.tokens).flatten(0, 1), opinion, batch.targets.flatten(), method())
+    members = actions.ids.masked_fill(~actions.valid, -1).view(3, 8, -1)
+    assert (members[:, :-1] == tokens[:, 1:, None]).any(-1).all()
+
+
+def test_student_contexts_are_keyed():
+    """Catches contexts that a resume or another split of the batch would draw anew."""
+    whole = student_contexts()
+    assert torch.equal(whole, student_contexts())
+    assert torch.equal(whole[1:], student_contexts(rows=slice(1, None)))
+    assert not torch.equal(whole, student_contexts(step=1))
+    assert not torch.equal(whole, student_contexts(seed=1))
+    assert torch.equal(student_contexts(share=0.0), random_batch().tokens)
+
+
+def test_twins_judge_each_other():
+    """Catches a twin that never learns, or that judges itself."""
+    student, twin, batch = tiny_gpt(), tiny_gpt(seed=1), random_batch()
+    objective = avatarl(student, twin=twin)
+    loss = loss_of(objective, batch)
+    loss.backward()
+    one, other = tiny_gpt(), tiny_gpt(seed=1)
+    wanted = by_hand(one, model_opinion(other, batch.tokens), batch.tokens, batch.targets, objective.method)
+    wanted = wanted + by_hand(
+        other, model_opinion(one, batch.tokens), batch.tokens, batch.targets, objective.method
+    )
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    assert_same_gradients(student, one)
+    assert_same_gradients(twin, other)
+
+
+def test_a_twin_judges_the_context_that_was_read():
+    """Catches a twin that judges the corpus while its rival reads contexts of its own."""
+    student, twin, batch, rollout = tiny_gpt(), tiny_gpt(seed=1), random_batch(), {}
+    objective = avatarl(student, twin=twin, context="student", student_context_share=1.0)
+    loss = loss_of(objective, batch, rollout=rollout)
+    wanted = torch.zeros(())
+    for player, rival, name in ((student, twin, "student"), (twin, student, "twin")):
+        tokens = rollout[name]["tokens"]
+        wanted = wanted + by_hand(
+            player, model_opinion(rival, tokens), tokens, batch.targets, objective.method
+        )
+    torch.testing.assert_close(loss, wanted)
+
+
+def with_judge(kind: str, **changes) -> AvataRL:
+    """AvataRL with each kind of judge."""
+    student = tiny_gpt(**changes)
+    if kind == "twin":
+        return avatarl(student, twin=tiny_gpt(seed=1, **changes))
+    if kind in ("ema", "ring"):
+        decay = 0.5 if kind == "ema" else None
+        return avatarl(student, past=PastCritic(student, size=1, decay=decay, every=1, seed=0))
+    critic = ModelCritic(tiny_gpt(seed=2), V, 8) if kind == "model" else None
+    return avatarl(student, critic=critic, **CHANGED.get(kind, {"context": "student"} if kind == "context" else {}))
+
+
+@pytest.mark.parametrize("kind", ["table", "model", "twin", "ema", "ring", "group", "context"])
+def test_every_parameter_gets_a_gradient(kind):
+    """Catches a parameter outside the loss: DDP would wait for it for ever."""
+    objective = with_judge(kind)
+    loss_of(objective).backward()
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.any() for p in trained.values())
+    assert len(trained) == len(list(tiny_gpt().parameters())) * (2 if kind == "twin" else 1)
+
+
+@pytest.mark.parametrize("kind", ["table", "model", "twin", "ema", "group", "context"])
+def test_a_step_lowers_the_loss(kind):
+    """Catches a sign, by which the student would unlearn. Rewards and contexts are those before the step."""
+    torch.manual_seed(0)
+    objective, rollout = with_judge(kind), {}
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.02)
+    before = loss_of(objective, rollout=rollout)
+    before.backward()
+    optimizer.step()
+    assert loss_of(objective, rollout=rollout) < before
+
+
+def test_the_average_follows_the_student():
+    """Catches a past that is never told of a step, and one outside the state dict."""
+    objective = with_judge("ema")
+    before = objective.past.copies[0].wte.weight.clone()
+    with torch.no_grad():
+        objective.student.wte.weight.add_(1.0)
+    objective.after_step(1)
+    torch.testing.assert_close(objective.past.copies[0].wte.weight, before + 0.5)
+    assert any(key.startswith("past.copies.0.") for key in objective.state_dict())
+
+
+def test_the_ring_judges_by_the_step():
+    """Catches a ring that does not learn the step from the loop: after a resume it must judge alike."""
+    student = tiny_gpt()
+    past = PastCritic(student, size=3, decay=None, every=1, seed=0)
+    objective = avatarl(student, past=past)
+    judges = []
+    for step in range(30):
+        loss_of(objective, step=step)
+        judges.append(past.judge_index())
+    assert judges[0] == 0 and set(judges) == {0, 1, 2}
+
+
+def test_a_frozen_critic_is_not_saved():
+    """Catches checkpoints that carry, or optimisers that train, a critic that never changes."""
+    assert all(key.startswith("student.") for key in with_judge("model").state_dict())
+
+
+def test_cross_entropy():
+    """Catches an objective that shifts targets, and one that leaves a parameter out."""
+    student, batch = tiny_gpt(), random_batch()
+    objective = CrossEntropy(student)
+    loss = loss_of(objective, batch)
+    loss.backward()
+    torch.testing.assert_close(
+        loss, F.cross_entropy(student(batch.tokens).reshape(N, V), batch.targets.reshape(N))
+    )
+    assert all(p.grad is not None and p.grad.any() for p in student.parameters())
+    objective.after_step(1)
+
+
+def test_exactly_one_judge():
+    """Catches an objective without a judge, or with two of which one is ignored."""
+    student = tiny_gpt()
+    for judges in ({}, {"critic": TableCritic(), "twin": tiny_gpt(seed=1)}):
+        with pytest.raises(ValueError, match="exactly one of critic, past and twin"):
+            AvataRL(student, method(), steps=10, seed=0, **judges)
+
+
+def tiny_config(**groups) -> Config:
+    """A config of the tiny model with k = 3."""
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
+    return override(Config(), **({"model": model, "method": {"top_k": 3}} | groups))
+
+
+def built(config: Config, frozen: list[GPT] | None = None) -> AvataRL | CrossEntropy:
+    """The objective of a config over a short random corpus."""
+    corpus = np.random.default_rng(0).integers(0, V, 400)
+    return build_objective(tiny_gpt(), config, corpus, frozen or [], nullcontext)
+
+
+@pytest.mark.parametrize(
+    ("critic", "frozen"),
+    [
+        ({"kind": "model"}, 1),
+        ({"kind": "model", "cross_fit": True}, 2),
+        ({"kind": "ngram", "ngram_context": 2}, 0),
+        ({"kind": "self", "past": "ema"}, 0),
+        ({"kind": "self", "past": "ring"}, 0),
+        ({"kind": "self", "past": "twin"}, 0),
+    ],
+    ids=str,
+)
+def test_every_kind_of_critic_is_built(critic, frozen):
+    """Catches a kind of critic that the config offers and nobody wires up."""
+    objective = built(tiny_config(critic=critic), [tiny_gpt(seed=2 + i) for i in range(frozen)])
+    loss, metrics = objective(random_batch(), 0, {}, True)
+    assert loss.isfinite() and metrics and all(value.isfinite() for value in metrics.values())
+
+
+def test_cross_fitting_is_wired_to_the_other_half():
+    """Catches each critic set to judge the half that it was trained on."""
+    first, second = tiny_gpt(seed=2), tiny_gpt(seed=3)
+    objective = built(tiny_config(critic={"kind": "model", "cross_fit": True}), [first, second])
+    tokens, ids = random_batch(rows=2).tokens, torch.arange(V).expand(16, V)
+    found = objective.ask(tokens, torch.tensor([199, 200])).log_probs(ids)  # the corpus has 400 tokens
+    for half, judge_of_half in ((slice(8), second), (slice(8, 16), first)):
+        wanted = model_opinion(judge_of_half, tokens).log_probs(ids)
+        torch.testing.assert_close(found[half], wanted[half])
+
+
+def test_a_twin_starts_elsewhere():
+    """Catches a twin that is a copy and teaches nothing, and one that moves the run's random numbers."""
+    config = tiny_config(critic={"kind": "self", "past": "twin"})
+    student = tiny_gpt()
+    state = torch.get_rng_state()
+    one, other = (build_objective(student, config, np.zeros(0), [], nullcontext) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one.twin.wte.weight, other.twin.wte.weight)
+    assert not torch.isclose(one.twin.wte.weight, student.wte.weight).any()
+
+
+def test_cross_entropy_is_built():
+    """Catches a critic that is asked for in a run that has none."""
+    assert isinstance(built(tiny_config(train={"objective": "cross-entropy"})), CrossEntropy)
+
+
+def test_k_beyond_the_vocabulary_is_refused():
+    """Catches a k that would fail in the middle of the first step."""
+    with pytest.raises(ConfigError, match=r"method.top-k = 12: .*only 11 tokens; use k <= 11"):
+        built(tiny_config(critic={"kind": "ngram"}, method={"top_k": 12}))
