@@ -10,6 +10,7 @@ error names the field, the value and the way out.
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +26,20 @@ def require(ok: bool, name: str, value: object, fix: str) -> None:
     """Raise ConfigError for field `name` unless `ok`; `fix` says what to do instead."""
     if not ok:
         raise ConfigError(f"{name} = {value!r}: {fix}")
+
+
+def check_fields(group: str, settings: object) -> None:
+    """Raise ConfigError for a choice that isn't offered or a number that isn't finite.
+
+    The command line knows the choices; configs also come from code and from a run's config.json.
+    """
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value, label = getattr(settings, name), f"{group}.{name}".replace("_", "-")
+        if typing.get_origin(hint) is Literal:
+            choices = typing.get_args(hint)
+            require(value in choices, label, value, f"use {' or '.join(choices)}")
+        if hint is float:
+            require(math.isfinite(value), label, value, "use a finite number")
 
 
 def parse_schedule(text: str, name: str) -> tuple[tuple[float, float], ...]:
@@ -72,6 +87,7 @@ class RunConfig:
     """CPU threads of PyTorch; 0: one for every core this process may use, divided among local processes."""
 
     def __post_init__(self) -> None:
+        check_fields("run", self)
         require(
             self.name == "" or (self.name.strip(". ") == self.name and not set(self.name) & set("/\\:")),
             "run.name",
@@ -107,6 +123,7 @@ class DataConfig:
     """Vocabulary size of `bpe`, at least 257 (256 bytes and <|endoftext|>)."""
 
     def __post_init__(self) -> None:
+        check_fields("data", self)
         require(
             0 < self.val_fraction < 1,
             "data.val-fraction",
@@ -153,6 +170,7 @@ class ModelConfig:
     """RMS-normalise queries and keys inside each head."""
 
     def __post_init__(self) -> None:
+        check_fields("model", self)
         for name in ("n_layer", "n_head", "n_embd", "block_size"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name.replace('_', '-')}", value, "use a positive number")
@@ -200,6 +218,7 @@ class CriticConfig:
     """self, ring: optimiser steps between snapshots."""
 
     def __post_init__(self) -> None:
+        check_fields("critic", self)
         require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
         require(
             0 < self.ngram_discount < 1,
@@ -279,26 +298,24 @@ class MethodConfig:
         return parse_schedule(getattr(self, f"{name}_schedule"), flag) or ((0.0, float(getattr(self, name))),)
 
     def __post_init__(self) -> None:
+        check_fields("method", self)
         require(self.top_k >= 1, "method.top-k", self.top_k, "use a positive number")
         require(self.inner_epochs >= 1, "method.inner-epochs", self.inner_epochs, "use a positive number")
         require(self.clip_ratio > 0, "method.clip-ratio", self.clip_ratio, "use a positive number, such as 0.2")
         require(self.reward_scale > 0, "method.reward-scale", self.reward_scale, "use a positive number")
         require(self.reward_cap > 0, "method.reward-cap", self.reward_cap, "use a positive number")
-        limits = {
-            "reality_weight": (0, float("inf")),
-            "critic_weight": (0, float("inf")),
-            "entropy_coef": (0, float("inf")),
-            "top_k": (1, self.top_k),
-            "student_context_share": (0, 1),
-        }
+        limits = {"top_k": (1, self.top_k), "student_context_share": (0, 1)}
         for name in self.SCHEDULED:
+            field_at_fault = f"{name}_schedule" if getattr(self, f"{name}_schedule") else name
+            label = f"method.{field_at_fault}".replace("_", "-")
             for _, value in self.knots(name):
-                label = f"method.{name}".replace("_", "-")
                 if name == "epsilon":
                     require(0 < value < 1, label, value, "ε must lie strictly between 0 and 1")
-                else:
+                elif name in limits:
                     low, high = limits[name]
                     require(low <= value <= high, label, value, f"use a value from {low} to {high}")
+                else:
+                    require(0 <= value < math.inf, label, value, "use a finite value, 0 or more")
         require(
             self.advantage == "none" or self.policy_weighting == "expected",
             "method.advantage",
@@ -341,6 +358,7 @@ class OptimConfig:
     """Largest global gradient norm; 0: no clipping."""
 
     def __post_init__(self) -> None:
+        check_fields("optim", self)
         for name in ("lr", "muon_lr"):
             value = getattr(self, name)
             require(value > 0, f"optim.{name.replace('_', '-')}", value, "use a positive rate")
@@ -373,6 +391,7 @@ class TrainConfig:
     """How many of the newest checkpoints stay, besides the best by validation loss."""
 
     def __post_init__(self) -> None:
+        check_fields("train", self)
         for name in ("steps", "batch_size", "grad_accum", "max_bad_steps", "keep"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name.replace('_', '-')}", value, "use a positive number")
@@ -424,6 +443,7 @@ class LogConfig:
     """Project name in Weights & Biases."""
 
     def __post_init__(self) -> None:
+        check_fields("log", self)
         require(self.every >= 1, "log.every", self.every, "use a positive number of steps")
 
 

@@ -78,7 +78,7 @@ def reliability(tally: Tally) -> list[dict[str, float]]:
 
 def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
     """All numbers of one evaluation."""
-    hardware = choose(replace(run.config.run, device=settings.device, dtype="auto", compile="off"))
+    hardware = choose(replace(run.config.run, device=settings.device, compile="off"))
     dataset = dataset_of(run, settings.corpus)
     run.model.to(hardware.device)
     windows = validation_windows(dataset.val, run.config.model.block_size, settings.batch_size)

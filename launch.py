@@ -143,8 +143,21 @@ def make_objective(config: Config, dataset: Dataset, critics: list[Path], hardwa
     """The objective of `config`, with the student's first weights, judged by the models of the runs `critics`."""
     torch.manual_seed(config.run.seed)
     student = prepare_model(GPT(config.model, dataset.tokenizer.vocab_size), hardware)
-    frozen = [prepare_model(load_run(c, "latest").model, hardware) for c in critics]
+    frozen = [prepare_model(load_critic(c, dataset), hardware) for c in critics]
     return build_objective(student, config, dataset.train, frozen, hardware.autocast)
+
+
+def load_critic(folder: Path, dataset: Dataset) -> GPT:
+    """The model of the run in `folder`. Raises ConfigError when its tokens mean something else than the student's."""
+    run, tokenizer = load_run(folder, "latest"), dataset.tokenizer
+    require(
+        run.tokenizer.fingerprint == tokenizer.fingerprint,
+        "critic.run",
+        str(folder),
+        f"its vocabulary ({run.tokenizer.kind}, {run.tokenizer.vocab_size} tokens) is not this run's "
+        f"({tokenizer.kind}, {tokenizer.vocab_size} tokens); train the critic on the same corpus and tokenizer",
+    )
+    return run.model
 
 
 def new_record(config: Config, name: str, dataset: Dataset, hardware: Hardware, critics: list[Path]) -> dict[str, Any]:

@@ -73,10 +73,11 @@ def test_killed_at_a_random_moment(place):
 
     The moment is random: a failure names it. Only timing can make it pass by luck, never fail by chance.
     """
-    settings = flags(run_name="killed", data_corpus="corpus.txt", train_steps=400, train_checkpoint_every=3)
+    length = {"train_steps": 300, "eval_every": 100}
+    settings = flags(run_name="killed", data_corpus="corpus.txt", train_checkpoint_every=10, **length)
     script = [sys.executable, str(ROOT / "train.py"), "avatarl-char", *settings]
     process = subprocess.Popen(script, cwd=place, env=environment(), stdout=subprocess.DEVNULL)
-    run, pause = Path("runs/killed"), 0.7 * random.random()
+    run, pause = Path("runs/killed"), 0.3 * random.random()
     try:
         deadline = time.monotonic() + 60
         while not (run / "checkpoints" / "latest").exists():
@@ -87,8 +88,8 @@ def test_killed_at_a_random_moment(place):
         process.kill()
     assert process.wait() == -signal.SIGKILL, "the run was over before it was killed: make it longer"
     resumed(run)
-    whole = trained("whole", train_steps=400, train_checkpoint_every=200)
-    assert same(weights(run, 400), weights(whole, 400)), f"killed {pause} s after the first checkpoint"
+    whole = trained("whole", **length)
+    assert same(weights(run, 300), weights(whole, 300)), f"killed {pause} s after the first checkpoint"
     assert lines(run) == lines(whole)
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,12 @@ def crash(job: train_core.Job) -> None:
     raise RuntimeError("the lights went out")
 
 
-def elsewhere(*words: Any, cwd: Path, script: str = "train.py", timeout: float = 60) -> Outcome:
-    """A script in a process of its own."""
+def elsewhere(
+    *words: Any, cwd: Path, script: str = "train.py", launcher: Sequence[str] = (), timeout: float = 60
+) -> Outcome:
+    """A script in a process of its own, or in those of a launcher such as `-m torch.distributed.run`."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, words)],
+        [sys.executable, *launcher, str(ROOT / script), *map(str, words)],
         cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -54,7 +54,7 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
         return Config.from_dict(record["config"]), record
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not readable as a run's configuration ({error})") from None
 
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from avatarl.critics import CrossFitCritic, DenseOpinion, EitherOpinion, HiddenOpinion, ModelCritic, PastCritic
-from avatarl.critics import model_opinion
+from avatarl.critics import (
+    CrossFitCritic,
+    DenseOpinion,
+    EitherOpinion,
+    HiddenOpinion,
+    ModelCritic,
+    PastCritic,
+    model_opinion,
+)
 from config import ConfigError
 from tests.avatarl.builders import random_batch, random_case, tiny_gpt
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from tests.avatarl.builders import (
 )
 
 QUICK = settings(deadline=None, max_examples=60)
-PUBLISHED = {"sparsify": "above_mean", "normalize": "cap", "reward_scale": 100.0, "reward_cap": 1.5}
+PUBLISHED: dict[str, Any] = {"sparsify": "above_mean", "normalize": "cap", "reward_scale": 100.0, "reward_cap": 1.5}
 
 
 def blend(critic: list[float], gold: int = 0, **weights: float) -> torch.Tensor:
