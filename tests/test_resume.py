@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from tests.tiny_train import (
     weights,
 )
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "muon, n-gram critic, schedules": {},
     "adamw, cross-entropy": {"train_objective": "cross-entropy", "optim_name": "adamw"},
     "dropout, student contexts": {"model_dropout": 0.2, "method_context": "student", "model_n_layer": 2},
@@ -39,7 +40,7 @@ KINDS = {
     },
     "accumulation, bpe": {"train_grad_accum": 2, "data_tokenizer": "bpe", "data_bpe_vocab": 270},
 }
-EVERY_3 = {"train_checkpoint_every": 3}
+EVERY_3: dict[str, Any] = {"train_checkpoint_every": 3}
 
 
 def crashed(name: str, at: int, **settings) -> Path:
@@ -73,7 +74,7 @@ def test_killed_at_a_random_moment(place):
 
     The moment is random: a failure names it. Only timing can make it pass by luck, never fail by chance.
     """
-    length = {"train_steps": 300, "eval_every": 100}
+    length: dict[str, Any] = {"train_steps": 300, "eval_every": 100}
     settings = flags(run_name="killed", data_corpus="corpus.txt", train_checkpoint_every=10, **length)
     script = [sys.executable, str(ROOT / "train.py"), "avatarl-char", *settings]
     process = subprocess.Popen(script, cwd=place, env=environment(), stdout=subprocess.DEVNULL)

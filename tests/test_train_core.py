@@ -1,5 +1,6 @@
 """The loop: batches that are split differently give the same curve, and what is not finite changes nothing."""
 
+import itertools
 import json
 import math
 import socket
@@ -147,7 +148,7 @@ def test_the_record_of_a_run(place):
     }
     assert [line["tokens"] for line in train] == [2 * 64, 4 * 64, 6 * 64, 8 * 64]
     assert train[0]["lr"] == pytest.approx(3e-3)  # the second of two steps of warm-up
-    assert all(a["seconds"] < b["seconds"] for a, b in zip(train, train[1:], strict=False))
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(train))
     assert val[0]["val/ppl"] == pytest.approx(math.exp(val[0]["val/ce"]))
     assert (run / "samples.txt").read_text().count("=== step ") == 3
 
@@ -169,14 +170,12 @@ def test_the_rate_follows_the_schedule(place):
         trained("run", optim_warmup_steps=2)
     # `note` sees the rate of the step about to be taken.
     assert all(len(set(shares)) == 1 and len(shares) == 3 for shares in rates)
-    assert [shares[0] for shares in rates] == pytest.approx(
-        [1.0, 1.0, 0.1 + 0.9 * (1 + math.cos(5 / 6 * math.pi)) / 2]
-    )
+    assert [shares[0] for shares in rates] == pytest.approx([1.0, 1.0, 0.1 + 0.9 * (1 + math.cos(5 / 6 * math.pi)) / 2])
 
 
 def test_evaluation_and_samples_leave_training_alone(place):
     """Catches evaluation or sampling that draws from the generator of training, or leaves dropout off."""
-    settings = {"model_dropout": 0.3, "log_every": 8}
+    settings: dict[str, Any] = {"model_dropout": 0.3, "log_every": 8}
     often = trained("often", eval_every=1, **settings)
     never = trained("never", eval_every=0, eval_sample_tokens=0, **settings)
     assert same(weights(often), weights(never))

@@ -57,9 +57,12 @@ def write_corpus(path: Path, words: int = 700, seed: int = 0) -> Path:
 
 
 def flags(**settings: Any) -> list[str]:
-    """TINY with changes, as flags: train_steps=4 is --train.steps 4; None leaves a setting out."""
+    """TINY with changes, as flags: train_steps=4 is --train.steps 4, model_bias=True is --model.bias."""
     changed = {name.replace("_", ".", 1).replace("_", "-"): value for name, value in settings.items()}
-    return [word for name, value in (TINY | changed).items() if value is not None for word in (f"--{name}", str(value))]
+    words = []
+    for name, value in (TINY | changed).items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,7 @@ class Trainee:
         self.state.step += 1
 
     def save(self, keep: int = 2) -> Path:
-        return checkpoints.save(
-            self.folder, self.objective, self.optimizers, self.state, World(), keep=keep
-        )
+        return checkpoints.save(self.folder, self.objective, self.optimizers, self.state, World(), keep=keep)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self.objective.student.state_dict().items()}

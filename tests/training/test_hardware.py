@@ -36,7 +36,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 
 def test_each_local_process_takes_its_own_gpu(monkeypatch):
     """Catches eight processes on GPU 0."""
-    taken = []
+    taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)

@@ -1,5 +1,6 @@
 """Which parameter learns by which rule, at which rate, and how far gradients are cut."""
 
+import itertools
 import math
 
 import pytest
@@ -33,7 +34,7 @@ def test_warm_up_then_cosine():
     assert shares[35] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert shares[60] == pytest.approx(0.55)
     assert shares[110] == pytest.approx(0.1) and min(shares[10:]) == shares[110]
-    assert all(a > b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(shares[10:]))
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 5), (5, 5), (1, 1), (0, 1)])

@@ -47,6 +47,7 @@ def test_the_forecast_follows_the_settings(monkeypatch):
 def test_memory_grows_with_what_needs_it():
     """Catches an estimate that ignores batch, context or accumulation."""
     base = override(Config(), train={"batch_size": 64})
+
     def memory(config: Config, world: int = 1) -> float:
         return memory_bytes(config, 10**8, 50257, torch.float32, world)
 

@@ -65,7 +65,10 @@ class FakeWandb(types.ModuleType):
     def __init__(self, failure: Exception | None = None) -> None:
         super().__init__("wandb")
         self.__spec__ = importlib.util.spec_from_loader("wandb", loader=None)
-        self.failure, self.options, self.logged, self.codes = failure, {}, [], []
+        self.failure = failure
+        self.options: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.codes: list[int] = []
 
     def init(self, **options: Any) -> "FakeWandb":
         if self.failure:

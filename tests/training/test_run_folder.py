@@ -104,7 +104,7 @@ def test_folders_that_are_no_run(tmp_path, tiny):
         load_run(tiny)
     for text in ("{", "[]", "{}", '{"config": 3}'):
         (tiny / "config.json").write_text(text)
-        with pytest.raises(ConfigError, match="config.json"):
+        with pytest.raises(ConfigError, match=r"config\.json"):
             load_run(tiny)
 
 
