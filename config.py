@@ -464,3 +464,8 @@ def preset(name: str) -> Config:
         raise ConfigError(f"unknown preset {name!r}: {hint}There are {', '.join(PRESETS)}")
     _, base, groups = PRESETS[name]
     return override(preset(base) if base else Config(), **groups)
+
+
+def critic_preset(config: Config) -> str:
+    """The preset that pretrains the model critic of `config`: the one it names, or the one for its tokens."""
+    return config.critic.preset or ("pretrain-30m" if config.data.tokenizer == "gpt2" else "pretrain-char")

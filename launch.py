@@ -18,7 +18,7 @@ import torch
 
 from avatarl.build import build_objective
 from avatarl.ngram import ngram_ladder
-from config import Config, ConfigError, differences, override, preset, require
+from config import Config, ConfigError, critic_preset, differences, override, preset, require
 from data.prepare import Dataset, check_length, prepare
 from data.tokenizers import load_tokenizer
 from files import write_json
@@ -281,7 +281,7 @@ def pretrained(
     config: Config, dataset: Dataset, begin: float, end: float, world: World, hardware: Hardware
 ) -> tuple[Path, int]:
     """The folder of a critic trained by cross-entropy on a share of the run's training text; an exit code."""
-    name = config.critic.preset or ("pretrain-30m" if config.data.tokenizer == "gpt2" else "pretrain-char")
+    name = critic_preset(config)
     base = preset(name)
     start, stop = config.data.train_start, config.data.train_stop
     span = stop - start

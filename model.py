@@ -7,6 +7,7 @@ vocabulary. Shapes: B batch, T positions, D width, H heads, C = D / H, V vocabul
 Left out of GPT-2 as published: nothing but its dropout of 0.1, which is a setting here (0 by default).
 """
 
+import copy
 import importlib.util
 import math
 from dataclasses import dataclass
@@ -197,6 +198,19 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
+
+    def compile_hidden(self) -> None:
+        """Let torch.compile take over `hidden`; generation, whose lengths vary, keeps the eager one."""
+        self.hidden = torch.compile(self.hidden)  # type: ignore[method-assign]
+
+    def clone(self) -> "GPT":
+        """A second model with the same weights, kernels and mode, compiled anew where this one is."""
+        compiled = self.__dict__.pop("hidden", None)  # bound to this model: a copy of it would run these weights
+        twin = copy.deepcopy(self)
+        if compiled is not None:
+            self.__dict__["hidden"] = compiled
+            twin.compile_hidden()
+        return twin
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Final hidden states (B, T, D) of tokens (B, T); they follow what `cache` holds and are added to it.

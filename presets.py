@@ -45,11 +45,11 @@ CHAR_10M: Groups = {
     "optim": {"beta2": 0.99, "warmup_steps": 100},
     "eval": {"every": 250},
 }
-# 2 B tokens of OpenWebText: 480 sequences of 1,024 a step.
+# 2 B tokens of OpenWebText: 480 sequences of 1,024 a step. Accumulation fits one GPU; eight can do with 2 or 3.
 WEB: Groups = {
     "data": {"corpus": "openwebtext", "tokenizer": "gpt2"},
     "model": {"block_size": 1024, "bias": False},
-    "train": {"batch_size": 480, "grad_accum": 5, "steps": 4000},
+    "train": {"batch_size": 480, "grad_accum": 20, "steps": 4000},
     "optim": {"lr": 6e-4, "warmup_steps": 200},
     "eval": {"every": 500, "ladder": 0, "prompt": "The true meaning of life is often"},
 }

@@ -1,7 +1,5 @@
 """From settings to an objective: the student's critic, its past or its twin, wired together."""
 
-import copy
-
 import numpy as np
 import torch
 
@@ -57,7 +55,7 @@ def build_objective(
             device=str(device),
         )
     elif c.past == "twin":
-        twin = copy.deepcopy(student)
+        twin = student.clone()
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed + 1)
             twin.reset_parameters()

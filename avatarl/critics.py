@@ -8,7 +8,6 @@ ngram.py.
 Shapes: B batch, T positions, N = B·T, V vocabulary, D the critic's width, K tokens asked for per position.
 """
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -161,7 +160,7 @@ class PastCritic(nn.Module):
     def __init__(self, student: GPT, *, size: int, decay: float | None, every: int, seed: int) -> None:
         super().__init__()
         self.decay, self.every, self.seed = decay, every, seed
-        self.copies = nn.ModuleList(copy.deepcopy(student).requires_grad_(False) for _ in range(size))
+        self.copies = nn.ModuleList(student.clone().requires_grad_(False) for _ in range(size))
         self.step = 0
         self.autocast: Autocast = nullcontext
 

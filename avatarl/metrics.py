@@ -57,6 +57,17 @@ class MetricSums:
         return means | {"train/reward_std": spread}
 
 
+def policy_metrics(logits: Tensor, gold: Tensor) -> dict[str, Tensor]:
+    """What can be said of a policy without actions and rewards: P(gold), gold's rank, entropy, 0-d each."""
+    log_pi = logits.log_softmax(-1)  # (N, V)
+    log_pi_gold = log_pi.gather(-1, gold[:, None])  # (N, 1)
+    return {
+        "train/p_gold": log_pi_gold.exp().mean(),
+        "train/gold_rank": 1.0 + (log_pi > log_pi_gold).sum(-1).float().mean(),
+        "train/entropy": -(log_pi.exp() * log_pi).sum(-1).mean(),
+    }
+
+
 def kl_over_actions(critic_log_probs: Tensor, student_log_probs: Tensor, valid: Tensor) -> Tensor:
     """KL(critic ‖ student), both renormalised over the valid actions: (n, K) each → (n,)."""
     hidden = ~valid

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from avatarl.contexts import keyed_uniform, replace_context, sample_actions
 from avatarl.critics import Autocast, Critic, CriticOpinion, PastCritic, model_opinion
 from avatarl.loss import LossSettings, fused_avatarl_loss, group_loss, judge
-from avatarl.metrics import MetricSums
+from avatarl.metrics import MetricSums, policy_metrics
 from avatarl.schedules import Schedules
 from config import MethodConfig
 from data.batches import Batch
@@ -37,9 +37,8 @@ class CrossEntropy(nn.Module):
     def forward(
         self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.student(batch.tokens).flatten(0, 1)  # (N, V)
-        loss = F.cross_entropy(logits.float(), batch.targets.flatten())
-        return loss, {}
+        logits, gold = self.student(batch.tokens).flatten(0, 1).float(), batch.targets.flatten()  # (N, V), (N,)
+        return F.cross_entropy(logits, gold), policy_metrics(logits.detach(), gold) if measure else {}
 
     def after_step(self, step: int) -> None:
         """Nothing follows the student here."""

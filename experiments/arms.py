@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def run_arm(arm: Arm, folder: Path, threads: int) -> dict[str, Any]:
         if (place / "checkpoints" / "latest").is_file():
             words += ["--resume", str(place)]
         else:
+            shutil.rmtree(place, ignore_errors=True)  # cut off before its first checkpoint
             words += [arm.preset, *arm.flags, "--run.name", arm.name, "--run.out-dir", str(folder)]
             words += ["--run.threads", str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

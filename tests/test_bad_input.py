@@ -12,7 +12,7 @@ import evaluate
 import export
 import sample
 from data import corpora
-from tests.tiny_train import Outcome, elsewhere, files_below, flags, here, trained, write_corpus
+from tests.tiny_train import PRESET, Outcome, elsewhere, files_below, flags, here, trained, write_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_settings_that_cannot_work(place, settings, phrases):
     (place / "line.txt").write_text("one line of text " * 60)
     (place / "brief.txt").write_text((place / "corpus.txt").read_text()[:250])
     before = files_below(place)
-    outcome = here("avatarl-char", *flags(**({"data_corpus": "corpus.txt"} | settings)))
+    outcome = here(PRESET, *flags(**({"data_corpus": "corpus.txt"} | settings)))
     assert_refused(outcome, 2, *phrases)
     assert files_below(place) == before
 
@@ -205,7 +205,7 @@ def test_a_critic_that_does_not_fit(place, trained_with, phrase):
     settings = {"data_corpus": "corpus.txt", "eval_ladder": 0} | trained_with
     assert here("pretrain-char", *flags(run_name="critic", **settings)).code == 0
     before = files_below(place)
-    outcome = here("avatarl-char", *flags(data_corpus="corpus.txt", critic_kind="model", critic_run="runs/critic"))
+    outcome = here(PRESET, *flags(data_corpus="corpus.txt", critic_kind="model", critic_run="runs/critic"))
     assert_refused(outcome, 2, phrase)
     assert files_below(place) == before
 
@@ -215,13 +215,13 @@ def test_a_critic_with_a_broken_checkpoint(place):
     broken("weights")(trained("critic", "pretrain-char", eval_ladder=0))
     before = files_below(place)
     settings = flags(data_corpus="corpus.txt", critic_kind="model", critic_run="runs/critic")
-    outcome = here("avatarl-char", *settings)
+    outcome = here(PRESET, *settings)
     assert outcome.code == 1 and len(outcome.errors) == 1 and "step-000008" in outcome.err
     assert files_below(place) == before
 
 
 def test_in_a_process_of_its_own(place):
     """Catches what only a real process shows: the exit status, and what libraries print at their end."""
-    outcome = elsewhere("avatarl-char", *flags(data_corpus="corpus.txt", method_top_k=99), cwd=place)
+    outcome = elsewhere(PRESET, *flags(data_corpus="corpus.txt", method_top_k=99), cwd=place)
     assert_refused(outcome, 2, "method.top-k = 99")
     assert outcome.out == ""

@@ -14,7 +14,13 @@ import sample
 import train_core
 from tests.tiny_train import here
 
-STEPS = 60
+SETTINGS = """
+    --data.corpus tinyshakespeare.txt --data.val-fraction 0.05
+    --run.name real --run.device cpu --run.dtype float32 --run.threads 1
+    --model.n-layer 2 --model.n-embd 64 --method.top-k 16
+    --train.steps 60 --optim.warmup-steps 10
+    --eval.every 30 --eval.sample-tokens 100 --eval.ladder 3 --log.every 5
+"""
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +31,7 @@ def run(shakespeare: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(train_core, "matmul_peak", lambda device, dtype: 1e11)
-        outcome = here(
-            "avatarl-char",
-            *("--data.corpus", "tinyshakespeare.txt", "--data.val-fraction", "0.05", "--run.name", "real"),
-            *("--run.device", "cpu", "--run.dtype", "float32", "--run.threads", "1"),
-            *(
-                "--model.n-layer",
-                "2",
-                "--model.n-embd",
-                "64",
-                "--train.steps",
-                str(STEPS),
-                "--optim.warmup-steps",
-                "10",
-            ),
-            *("--eval.every", "30", "--eval.sample-tokens", "100", "--eval.ladder", "3", "--log.every", "5"),
-        )
+        outcome = here("avatarl-char", *SETTINGS.split())
     assert outcome.code == 0, outcome.err
     return folder / "runs" / "real"
 
@@ -53,7 +44,7 @@ def evaluations(run: Path) -> list[dict]:
 def test_it_learns_more_than_frequencies(run, shakespeare):
     """Catches a method whose rewards, targets or positions are wrong: none gets below knowing the frequencies.
 
-    The bound is the entropy of single characters, 3.31 nats; this run reaches 2.6, and seeds differ by 0.02.
+    The bound is the entropy of single characters, 3.31 nats; this run reached 2.37 to 2.41 with four seeds.
     """
     counts = Counter(shakespeare[-len(shakespeare) // 20 :])
     total = sum(counts.values())

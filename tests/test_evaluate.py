@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from tests.tiny_train import files_below, flags, here, trained, write_corpus
+from tests.tiny_train import PRESET, files_below, flags, here, trained, write_corpus
 
 
 def measured(run: Path, *words: str) -> dict:
@@ -104,7 +104,7 @@ def test_bad_input(place, words, phrase):
 
 def test_it_reads_a_run_from_anywhere(place, monkeypatch):
     """Catches a corpus path that is looked for beside the present folder instead of where the run found it."""
-    run = here("avatarl-char", *flags(run_name="run", data_corpus=str(place / "corpus.txt")))
+    run = here(PRESET, *flags(run_name="run", data_corpus=str(place / "corpus.txt")))
     assert run.code == 0
     os.mkdir("inside")
     monkeypatch.chdir("inside")

@@ -11,7 +11,7 @@ from tests.tiny_train import ROOT, environment, files_below
 
 # Bottom to top (DESIGN section 1); a room imports rooms of the same line or of those above it here.
 ROOMS = (
-    {"files", "presets", "config", "cli"},
+    {"files", "presets", "checks", "config", "cli"},
     {"data", "model"},
     {"generation", "hf_format"},
     {"avatarl"},

@@ -10,7 +10,19 @@ import requests
 
 from config import PRESETS
 from data import corpora
-from tests.tiny_train import Outcome, before_step, crash, files_below, flags, here, lines, same, weights, write_corpus
+from tests.tiny_train import (
+    PRESET,
+    Outcome,
+    before_step,
+    crash,
+    files_below,
+    flags,
+    here,
+    lines,
+    same,
+    weights,
+    write_corpus,
+)
 
 CRITIC: dict[str, Any] = {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": False},
@@ -30,7 +42,7 @@ def tiny_critic(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judged(name: str, **settings: Any) -> Outcome:
     """A run with a model critic."""
-    return here("avatarl-char", *flags(**({"run_name": name, "data_corpus": "corpus.txt"} | JUDGED | settings)))
+    return here(PRESET, *flags(**({"run_name": name, "data_corpus": "corpus.txt"} | JUDGED | settings)))
 
 
 def critics() -> list[str]:
@@ -152,7 +164,7 @@ def nothing_to_be_had(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_network_and_corpus_the_embedded_one_is_used(nothing_to_be_had):
     """Catches a newcomer's first command that fails, a fall-back that nobody sees, and a record that hides it."""
-    outcome = here("avatarl-char", *flags(run_name="run", eval_every=0, train_steps=2, eval_ladder=0))
+    outcome = here(PRESET, *flags(run_name="run", eval_every=0, train_steps=2, eval_ladder=0))
     assert outcome.code == 0
     assert outcome.err.count("warning:") == 1 and "using the embedded corpus pydoc" in outcome.err
     corpus = json.loads(Path("runs/run/config.json").read_text())["corpus"]
@@ -164,6 +176,6 @@ def test_without_network_and_corpus_the_embedded_one_is_used(nothing_to_be_had):
 def test_a_named_corpus_has_no_stand_in(nothing_to_be_had):
     """Catches a run of tinyshakespeare that trained on something else."""
     before = files_below(nothing_to_be_had)
-    outcome = here("avatarl-char", *flags(data_corpus="tinyshakespeare"))
+    outcome = here(PRESET, *flags(data_corpus="tinyshakespeare"))
     assert outcome.code == 2 and len(outcome.errors) == 1
     assert files_below(nothing_to_be_had) == before

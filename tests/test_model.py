@@ -212,3 +212,18 @@ def test_backend_without_a_gpu():
     """Catches flash-attn being chosen where it cannot run."""
     assert attention_backend(torch.device("cpu"), torch.bfloat16) == "sdpa"
     assert attention_backend(torch.device("cpu"), torch.float32) == "sdpa"
+
+
+def test_a_clone_runs_its_own_weights_where_the_model_is_compiled(monkeypatch):
+    """Catches a moving average or a twin that, copied from a compiled student, answers with the student's weights."""
+    monkeypatch.setattr(torch, "compile", lambda method: lambda *words: method(*words))
+    model = tiny()
+    model.compile_hidden()
+    clone = model.clone()
+    tokens = torch.arange(8)[None]
+    assert torch.equal(clone(tokens), model(tokens))
+    with torch.no_grad():
+        for p in clone.parameters():
+            p.zero_()
+    assert not clone(tokens).any()
+    assert model(tokens).any()

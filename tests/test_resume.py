@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_train import (
+    PRESET,
     ROOT,
     before_step,
     crash,
@@ -30,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adamw, cross-entropy": {"train_objective": "cross-entropy", "optim_name": "adamw"},
     "dropout, student contexts": {"model_dropout": 0.2, "method_context": "student", "model_n_layer": 2},
     "past: ema": {"critic_kind": "self", "critic_past": "ema", "critic_ema_decay": 0.5},
-    "past: ring": {"critic_kind": "self", "critic_past": "ring", "critic_ring_every": 2, "critic_ring_size": 2},
+    "past: ring": {"critic_kind": "self", "critic_past": "ring", "critic_ring_every": 1, "critic_ring_size": 3},
     "past: twin": {"critic_kind": "self", "critic_past": "twin", "model_dropout": 0.1},
     "group advantage, inner epochs": {
         "method_policy_weighting": "expected",
@@ -46,7 +47,7 @@ EVERY_3: dict[str, Any] = {"train_checkpoint_every": 3}
 def crashed(name: str, at: int, **settings) -> Path:
     """A run that died before its step `at` (0-based)."""
     with before_step(at, crash):
-        assert here("avatarl-char", *flags(run_name=name, data_corpus="corpus.txt", **settings)).code == 1
+        assert here(PRESET, *flags(run_name=name, data_corpus="corpus.txt", **settings)).code == 1
     return Path("runs") / name
 
 
@@ -76,7 +77,7 @@ def test_killed_at_a_random_moment(place):
     """
     length: dict[str, Any] = {"train_steps": 300, "eval_every": 100}
     settings = flags(run_name="killed", data_corpus="corpus.txt", train_checkpoint_every=10, **length)
-    script = [sys.executable, str(ROOT / "train.py"), "avatarl-char", *settings]
+    script = [sys.executable, str(ROOT / "train.py"), PRESET, *settings]
     process = subprocess.Popen(script, cwd=place, env=environment(), stdout=subprocess.DEVNULL)
     run, pause = Path("runs/killed"), 0.3 * random.random()
     try:
@@ -99,7 +100,7 @@ def test_a_signal_saves_and_names_the_way_on(place, number, code):
     """Catches a lost step, a wrong exit code, and a printed command that does not continue the run."""
     whole = trained("whole")
     with before_step(4, lambda job: signal.raise_signal(number)):
-        outcome = here("avatarl-char", *flags(run_name="stopped", data_corpus="corpus.txt"))
+        outcome = here(PRESET, *flags(run_name="stopped", data_corpus="corpus.txt"))
     assert outcome.code == code
     assert (place / "runs/stopped/checkpoints/step-000005/model.safetensors").is_file()
     assert not (place / "runs/stopped/result.json").exists()

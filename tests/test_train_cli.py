@@ -7,7 +7,7 @@ import pytest
 
 import train
 from config import PRESETS, override, preset
-from tests.tiny_train import ROOT, elsewhere, files_below, flags, here, trained
+from tests.tiny_train import PRESET, files_below, flags, here, trained
 
 GROUPS = ("run", "data", "model", "critic", "method", "optim", "train", "eval", "log")
 
@@ -77,10 +77,10 @@ def test_a_run_is_named_after_its_preset(place):
 
 def test_what_is_derived_is_said_first(place):
     """Catches a start that leaves the user guessing: text, vocabulary, parameters, steps, epochs, hardware."""
-    outcome = here("avatarl-char", *flags(data_corpus="corpus.txt", train_steps=2, run_name="run"))
+    outcome = here(PRESET, *flags(data_corpus="corpus.txt", train_steps=2, run_name="run"))
     head = outcome.out[: outcome.out.index("step      0")]
     for what in ("2,908 training, 324 validation tokens", "vocabulary 23", "parameters", "2 steps x 64 tokens",
-                 "epochs", "1 CPU thread", "critic: ngram", "preset avatarl-char"):  # fmt: skip
+                 "epochs", "1 CPU thread", "critic: ngram", f"preset {PRESET}"):  # fmt: skip
         assert what in head
     assert outcome.err == ""  # nothing there that a script would take for trouble
 
@@ -92,14 +92,6 @@ def test_resume_takes_its_settings_from_the_run(place):
     assert name == "pretrain-char" and command.resume == run
     assert command.config.model.n_embd == 24 and command.config.train.steps == 3
     assert train.read_command([f"--resume={run}"])[1].config.train.steps == 2
-
-
-def test_the_dry_run_of_a_process_writes_nothing(place):
-    """Catches caches and folders that only a fresh process makes."""
-    before = files_below(place), sorted(p.name for p in ROOT.iterdir() if p.name != "__pycache__")
-    outcome = elsewhere("avatarl-char", "--dry-run", cwd=place)
-    assert outcome.code == 0 and "parameters" in outcome.out
-    assert before == (files_below(place), sorted(p.name for p in ROOT.iterdir() if p.name != "__pycache__"))
 
 
 def test_result_json_sums_the_run_up(place):

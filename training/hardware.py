@@ -117,7 +117,7 @@ def prepare_model(model: GPT, hardware: Hardware) -> GPT:
     model.to(hardware.device)
     model.use_attention(hardware.attention)
     if hardware.compile:
-        model.hidden = torch.compile(model.hidden)  # type: ignore[method-assign]
+        model.compile_hidden()
     return model
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from config import Config
+from config import Config, critic_preset, preset
 from data.prepare import Dataset
 from model import GPT
 from training.distributed import World
@@ -17,7 +17,7 @@ NOMINAL_VOCAB = {"char": 65, "gpt2": 50257}
 
 def human(number: float, unit: str = "") -> str:
     """A number with three digits and a metric prefix: 12345 → 12.3 k."""
-    for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for power, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= power:
             return f"{number / power:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".rstrip()
@@ -45,6 +45,19 @@ def memory_bytes(config: Config, parameters: int, vocab_size: int, dtype: torch.
     return state + activations + logits
 
 
+def critic_flops(config: Config, vocab_size: int) -> tuple[float, float]:
+    """FLOPs of the critic per token of training, and of its own pretraining; zero for one that is no model."""
+    c = config.critic
+    if config.train.objective != "avatarl" or c.kind != "model" or c.run:
+        return 0.0, 0.0
+    trained = preset(critic_preset(config))
+    with torch.device("meta"):
+        forward = GPT(trained.model, vocab_size).flops_per_token()
+    tokens = trained.train.steps * trained.train.batch_size * trained.model.block_size
+    critics = 2 if c.cross_fit else 1
+    return critics * forward, critics * 3 * forward * tokens
+
+
 def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
     """Lines for --dry-run: what the run of `config` costs on this hardware. Reads and writes no data."""
     vocab_size = NOMINAL_VOCAB.get(config.data.tokenizer, config.data.bpe_vocab)
@@ -53,6 +66,7 @@ def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
     parameters = model.parameter_count()
     tokens = config.train.steps * config.train.batch_size * config.model.block_size
     flops = 3 * model.flops_per_token() * tokens
+    judged, pretraining = critic_flops(config, vocab_size)
     kind = hardware.device.type
     peak = matmul_peak(hardware.device, hardware.dtype) * world.size
     share = ASSUMED_UTILISATION[kind]
@@ -60,9 +74,10 @@ def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
     return [
         f"parameters  {human(parameters)} (vocabulary of {vocab_size:,})",
         f"tokens      {human(tokens)} in {config.train.steps:,} steps of {tokens // config.train.steps:,}",
-        f"FLOPs       {human(flops)} for the student, critic not counted",
+        f"FLOPs       {human(flops)} for the student, {human(judged * tokens)} for its critic, "
+        f"{human(pretraining)} to pretrain that where it is missing",
         f"memory      about {memory / 1e9:.2f} GB per process, besides PyTorch itself",
-        f"time        about {duration(flops / (peak * share))} of training, at {share:.0%} of this machine's measured "
+        f"time        about {duration((flops + judged * tokens) / (peak * share))} of training, at {share:.0%} of this machine's measured "
         f"{human(peak, 'FLOP/s')}",
         f"hardware    {', '.join(hardware.notes)}",
     ]

@@ -8,7 +8,7 @@ import torch
 from avatarl.action_space import ActionSet
 from avatarl.critics import DenseOpinion
 from avatarl.loss import fused_avatarl_loss, judge
-from avatarl.metrics import MetricSums, kl_over_actions
+from avatarl.metrics import MetricSums, kl_over_actions, policy_metrics
 from tests.avatarl import oracle
 from tests.avatarl.builders import SPARSIFY, Case, method, random_case
 
@@ -30,10 +30,13 @@ def metrics_of(case: Case, m, chunk_size: int = N) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("sparsify", SPARSIFY)
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_metrics_are_the_oracles(sparsify, seed):
+def test_metrics_are_the_oracles(sparsify, ties, seed):
     """Catches a metric that counts invalid slots, another set, or another quantity than its name says."""
     case, m = random_case(N, V, seed), method(sparsify=sparsify)
+    if ties:
+        case = case._replace(logits=case.logits.round())
     rows = [oracle.metrics(z, c, g, m) for z, c, g in case.rows()]
     wanted = {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
     every = [r for z, c, g in case.rows() for r in oracle.judge(z, c, g, m).rewards.values()]
@@ -85,3 +88,13 @@ def test_metrics_hold_no_gradient():
     sums = MetricSums()
     sums.add(logits, actions, log_p_c, r, m)
     assert not any(value.requires_grad for value in sums.means().values())
+
+
+def test_a_policy_without_rewards_is_described_alike():
+    """Catches baselines whose P(gold), rank or entropy mean something else than AvataRL's: their curves stand side
+    by side."""
+    case, m = random_case(N, V), method()
+    ours = metrics_of(case, m)
+    theirs = {key.removeprefix("train/"): float(v) for key, v in policy_metrics(case.logits, case.gold).items()}
+    assert set(theirs) == {"p_gold", "gold_rank", "entropy"}
+    assert theirs == pytest.approx({key: ours[key] for key in theirs}, rel=1e-5)

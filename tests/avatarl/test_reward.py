@@ -71,11 +71,12 @@ def test_scheduled_weights_are_tensors():
 
 
 def test_reality_of_the_published_settings():
-    """Catches ε divided by |A|: with 33 actions each other one has 0.3125 %."""
+    """Catches ε divided by |A|: with 33 actions each other one has 0.3125 %; gold alone has all."""
     valid = torch.ones(1, 33, dtype=torch.bool)
     p_r = reality_log_probs(valid, 0.1).exp()[0]
     torch.testing.assert_close(p_r[0], torch.tensor(0.9))
     torch.testing.assert_close(p_r[1:], torch.full((32,), 0.003125))
+    assert reality_log_probs(valid[:, :1], 0.1).item() == 0
 
 
 def test_the_write_ups_example():
@@ -141,6 +142,11 @@ def test_uniform_consensus_rewards_gold_alone(count, dtype):
     actions = ActionSet(torch.arange(70)[None], (torch.arange(70) < count)[None])
     log_p_c = torch.full((1, 70), -2.5, dtype=dtype)
     p_ref = consensus(actions, log_p_c, reality_weight=0.0, critic_weight=0.3, epsilon=0.1)
+    r = rewards(p_ref, actions.valid, **PUBLISHED)[0]
+    assert r[0] > 0 and not r[1:].any()
+    # Uniform only up to rounding: with ε = (|A| − 1) / |A| reality itself has no favourite.
+    epsilon = max(count - 1, 0.5) / count
+    p_ref = consensus(actions, log_p_c, reality_weight=1.0, critic_weight=0.3, epsilon=epsilon)
     r = rewards(p_ref, actions.valid, **PUBLISHED)[0]
     assert r[0] > 0 and not r[1:].any()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from config import Config, ConfigError, override
-from tests.tiny_train import elsewhere, flags, here, lines, trained
+from tests.tiny_train import PRESET, elsewhere, flags, here, lines, trained
 from training.record import Recorder, require_wandb, start_wandb
 
 
@@ -99,7 +99,7 @@ def test_missing_is_one_line(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         require_wandb(asked("offline"))
-    outcome = here("avatarl-char", *flags(data_corpus="corpus.txt", log_wandb="online"))
+    outcome = here(PRESET, *flags(data_corpus="corpus.txt", log_wandb="online"))
     assert outcome.code == 2 and len(outcome.errors) == 1 and "pip install wandb" in outcome.errors[0]
     assert not (place / "runs").exists()
 
@@ -123,7 +123,7 @@ def test_what_wandb_is_told(place, monkeypatch):
 def test_wandb_out_of_reach_costs_nothing(place, monkeypatch):
     """Catches a dead network that stops a run, or one that nobody hears of."""
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(failure=OSError("no route to host")))
-    outcome = here("avatarl-char", *flags(run_name="run", data_corpus="corpus.txt", log_wandb="online"))
+    outcome = here(PRESET, *flags(run_name="run", data_corpus="corpus.txt", log_wandb="online"))
     assert outcome.code == 0 and "warning: wandb is out of reach (no route to host)" in outcome.err
     assert lines(Path("runs/run"))[-1]["step"] == 8
 
@@ -135,7 +135,7 @@ def test_offline_needs_no_account(place, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(place / "home"))
     settings = flags(run_name="run", data_corpus="corpus.txt", log_wandb="offline", train_steps=2)
-    outcome = elsewhere("avatarl-char", *settings, cwd=place, timeout=120)
+    outcome = elsewhere(PRESET, *settings, cwd=place, timeout=120)
     assert outcome.code == 0 and "out of reach" not in outcome.err, outcome.err
     assert list((place / "runs/run/wandb").glob("offline-run-*/*.wandb"))
     assert not (place / "wandb").exists()

@@ -9,7 +9,7 @@ import pytest
 from config import Config, ConfigError, override
 from data.tokenizers import train_char
 from tests.tiny_run import save_tiny_run
-from tests.tiny_train import before_step, flags, here, same, trained
+from tests.tiny_train import PRESET, before_step, flags, here, same, trained
 from training.checkpoint import BrokenCheckpoint
 from training.run_folder import (
     append_sample,
@@ -69,7 +69,7 @@ def test_what_config_json_records(place):
     config, record = read_config(run)
     assert (config.method.top_k, config.train.steps, config.run.name) == (3, 2, "run")
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert record["preset"] == "avatarl-char" and "--method.top-k 3" in record["command"]
+    assert record["preset"] == PRESET and "--method.top-k 3" in record["command"]
     assert record["corpus"]["name"] == "corpus.txt" and record["corpus"]["fallback"] is False
     assert len(record["corpus"]["sha256"]) == 64 and record["corpus"]["source"] == str(place / "corpus.txt")
     assert record["versions"].keys() >= {"python", "torch", "numpy"}
@@ -164,6 +164,6 @@ def test_samples_are_trimmed_to_the_step(tmp_path):
 def test_a_stopped_run_can_be_read(place):
     """Catches a folder that only a finished run leaves in order."""
     with before_step(1, lambda job: signal.raise_signal(signal.SIGTERM)):
-        here("avatarl-char", *flags(run_name="stopped", data_corpus="corpus.txt"))
+        here(PRESET, *flags(run_name="stopped", data_corpus="corpus.txt"))
     assert load_run(Path("runs/stopped")).step == 2
     assert (place / "runs/stopped/report.html").is_file()
