@@ -33,7 +33,6 @@ def parse(
                 default=default,
                 prog=prog,
                 description=description,
-                config=(tyro.conf.FlagCreatePairsOff,),
             )  # type: ignore[assignment]
     except SystemExit as end:
         refused = refusal(end)

@@ -197,7 +197,7 @@ def train_in(
     place: Path | None = None,
 ) -> int:
     """Train the run in `folder`, from scratch or from the checkpoint `place`; returns the exit code."""
-    optimizers = build_optimizers(objective, config.optim)
+    optimizers = build_optimizers(objective, config.optim, hardware.dtype)
     state = checkpoints.load(place, objective, optimizers) if place else TrainState()
     if world.first:
         trim_metrics(folder / "metrics.jsonl", state.step if place else -1)

@@ -38,8 +38,7 @@ class MetricSums:
             "overlap": shared.any(-1).sum(-1) / (k if active_k is None else active_k),
             "entropy": -(log_pi.exp() * log_pi).sum(-1),
             "critic_kl": kl_over_actions(critic, log_pi_a, actions.valid),
-            "_rewards": rewards.sum(-1),
-            "_squares": rewards.square().sum(-1),
+            "reward_std": spread(rewards, actions.valid),
         }
         for name, values in found.items():
             total = values.sum(dtype=torch.float32)
@@ -47,14 +46,17 @@ class MetricSums:
         self.positions += logits.shape[0]
 
     def means(self) -> dict[str, Tensor]:
-        """{"train/reward": 0-d tensor, …}; `train/reward_std` is the spread of r over all valid actions."""
+        """{"train/reward": 0-d tensor, …}, each the mean over positions."""
         if not self.positions:
             return {}
-        count = self.sums["action_count"]
-        mean = self.sums["_rewards"] / count
-        spread = (self.sums["_squares"] / count - mean.square()).clamp(min=0).sqrt()
-        means = {f"train/{k}": v / self.positions for k, v in self.sums.items() if not k.startswith("_")}
-        return means | {"train/reward_std": spread}
+        return {f"train/{name}": total / self.positions for name, total in self.sums.items()}
+
+
+def spread(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Standard deviation of a position's rewards over its valid actions: (n, K) each → (n,)."""
+    count = valid.sum(-1, keepdim=True)
+    mean = rewards.sum(-1, keepdim=True) / count
+    return ((rewards - mean).square() * valid).sum(-1).div(count[:, 0]).sqrt()
 
 
 def policy_metrics(logits: Tensor, gold: Tensor) -> dict[str, Tensor]:

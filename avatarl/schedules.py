@@ -17,7 +17,7 @@ def tabulate(method: MethodConfig, steps: int) -> dict[str, np.ndarray]:
     Progress runs from 0 at the first step to 1 at the last; beyond its outer knots a schedule is flat.
     `top_k` is rounded to whole actions.
     """
-    progress = np.linspace(0.0, 1.0, max(steps, 2))[:steps]
+    progress = np.linspace(0.0, 1.0, steps)
     table = {}
     for name in method.SCHEDULED:
         at, values = zip(*method.knots(name), strict=True)

@@ -71,7 +71,8 @@ METRICS: dict[str, Metric] = {
     "train/reward_std": Metric(
         "Reward spread",
         "",
-        "Standard deviation of r over all valid actions: how sharply the rewards tell actions apart.",
+        "Standard deviation of r over the actions of a position, averaged over positions: how sharply the rewards "
+        "tell actions apart.",
         noisy=True,
     ),
     "train/p_gold": Metric(

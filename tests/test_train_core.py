@@ -21,9 +21,7 @@ CURVE: dict[str, Any] = {
     "train_steps": 20,
     "eval_every": 10,
     "eval_sample_tokens": 0,
-    "optim_warmup_steps": 20,
-    "optim_lr": 6e-4,
-    "optim_muon_lr": 0.004,
+    "optim_warmup_steps": 5,
 }
 COMPARED = ("train/loss", "train/reward", "train/entropy", "train/p_gold", "val/ce", "val/accuracy", "val/ece")
 

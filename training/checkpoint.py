@@ -3,7 +3,7 @@
     checkpoints/step-000500/model.safetensors   the student's weights
     checkpoints/step-000500/state/              the rest, by torch.distributed.checkpoint: optimisers, the
                                                 student's past or twin; loads on another number of processes
-    checkpoints/step-000500/meta.json           step, counters, and the size of every file
+    checkpoints/step-000500/meta.json           step, counters, size and checksum of every file
     checkpoints/latest, checkpoints/best        the names of those
 
 No generator's state is saved: every draw is keyed by (seed, step), so the step is enough.
@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import warnings
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,10 @@ def _write(
     if world.first:
         weights = {k: v.detach().cpu().contiguous() for k, v in objective.student.state_dict().items()}  # type: ignore[union-attr,operator]
         save_file(weights, temporary / WEIGHTS)
-        sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in temporary.rglob("*") if p.is_file()}
-        write_json(temporary / "meta.json", {"state": asdict(state), "sizes": sizes})
+        files = {str(p.relative_to(temporary)): p for p in temporary.rglob("*") if p.is_file()}
+        sizes = {name: p.stat().st_size for name, p in files.items()}
+        sums = {name: checksum(p) for name, p in files.items()}
+        write_json(temporary / "meta.json", {"state": asdict(state), "sizes": sizes, "crc32": sums})
         sync_folder(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -159,7 +162,7 @@ def _pointer(folder: Path, name: str) -> str | None:
 
 
 def check(checkpoint: Path) -> dict[str, Any]:
-    """The meta.json of a checkpoint whose files are all there at their sizes, else BrokenCheckpoint."""
+    """The meta.json of a checkpoint whose files are all there, whole and unaltered, else BrokenCheckpoint."""
     try:
         meta = json.loads((checkpoint / "meta.json").read_text())
         sizes = meta["sizes"]
@@ -171,7 +174,19 @@ def check(checkpoint: Path) -> dict[str, Any]:
         if found != size:
             what = "is missing" if found is None else f"has {found} of {size} bytes"
             raise BrokenCheckpoint(f"{checkpoint}: {name} {what}")
+    for name, crc32 in meta.get("crc32", {}).items():
+        if checksum(checkpoint / name) != crc32:
+            raise BrokenCheckpoint(f"{checkpoint}: {name} does not match its checksum")
     return meta
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def find(folder: Path, which: str = "latest") -> Path:

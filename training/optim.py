@@ -1,6 +1,6 @@
 """Optimisers and their learning-rate schedule.
 
-adamw: AdamW for everything, with decay on matrices only. muon: torch.optim.Muon for the blocks' matrices,
+adamw: AdamW for everything, with decay on matrices only. muon: Muon for the blocks' matrices,
 AdamW without decay for embeddings, head, norms and biases (DESIGN section 3, "What is known").
 """
 
@@ -8,9 +8,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from config import OptimConfig
+from training.muon import Muon
 
 
 def lr_share(step: int, steps: int, config: OptimConfig) -> float:
@@ -22,8 +23,11 @@ def lr_share(step: int, steps: int, config: OptimConfig) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
 
 
-def build_optimizers(module: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """The optimisers of every trainable parameter of `module`; each group remembers its peak rate."""
+def build_optimizers(module: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
+    """The optimisers of every trainable parameter of `module`; each group remembers its peak rate.
+
+    `dtype` is that of the products of Muon's orthogonalisation.
+    """
     trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     matrices = [p for n, p in trainable if p.ndim == 2 and ".blocks." in f".{n}"]
     in_blocks = {id(p) for p in matrices}
@@ -40,6 +44,7 @@ def build_optimizers(module: nn.Module, config: OptimConfig) -> list[Optimizer]:
         optimizers.append(
             Muon(
                 matrices,
+                dtype=dtype,
                 lr=config.muon_lr,
                 momentum=config.muon_momentum,
                 weight_decay=config.muon_weight_decay,

@@ -70,6 +70,7 @@ def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
     kind = hardware.device.type
     peak = matmul_peak(hardware.device, hardware.dtype) * world.size
     share = ASSUMED_UTILISATION[kind]
+    seconds = (flops + judged * tokens) / (peak * share)
     memory = memory_bytes(config, parameters, vocab_size, hardware.dtype, world.size)
     return [
         f"parameters  {human(parameters)} (vocabulary of {vocab_size:,})",
@@ -77,7 +78,7 @@ def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
         f"FLOPs       {human(flops)} for the student, {human(judged * tokens)} for its critic, "
         f"{human(pretraining)} to pretrain that where it is missing",
         f"memory      about {memory / 1e9:.2f} GB per process, besides PyTorch itself",
-        f"time        about {duration((flops + judged * tokens) / (peak * share))} of training, at {share:.0%} of this machine's measured "
+        f"time        about {duration(seconds)} of training, at {share:.0%} of this machine's measured "
         f"{human(peak, 'FLOP/s')}",
         f"hardware    {', '.join(hardware.notes)}",
     ]

@@ -57,7 +57,9 @@ def test_opinions_cover_the_vocabulary(opinion):
     whole = opinion()
     log_p = whole.log_probs(everything(N, V))
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(N))
-    assert torch.equal(whole.top_ids(K), log_p.topk(K).indices)
+    proposals = whole.top_ids(K)
+    assert torch.equal(proposals, log_p.topk(K).indices)
+    torch.testing.assert_close(whole.log_probs(proposals), log_p.gather(-1, proposals))
 
 
 def test_either_listens_to_one_critic_a_position():
@@ -170,6 +172,7 @@ def test_ring_keeps_the_newest(steps, kept):
     judges = set()
     for seed in range(60):  # the chance that one of three is never drawn is 3 · (2/3)^60 < 1e-9
         past.seed = seed
+        assert past.judge_index() < len(kept)
         judges.add(value(past.copies[past.judge_index()]))
     assert judges == kept
 

@@ -157,6 +157,8 @@ def test_damage_that_keeps_the_size_is_one_line(trainee, name):
     """Catches the libraries' own exceptions (one of them no Exception at all) and their traces of many lines."""
     place = saved_at(trainee, 1)
     (place / name).write_bytes(b"\0" * (place / name).stat().st_size)
+    meta = json.loads((place / "meta.json").read_text())
+    (place / "meta.json").write_text(json.dumps(meta | {"crc32": {}}))  # as if the checksums had matched
     with pytest.raises(BrokenCheckpoint, match="cannot be loaded") as caught:
         checkpoints.load(place, trainee.objective, trainee.optimizers)
     assert str(place) in str(caught.value) and "\n" not in str(caught.value)
@@ -199,6 +201,17 @@ def test_sizes_cover_every_file(trainee):
     place = saved_at(trainee, 1)
     listed = set(json.loads((place / "meta.json").read_text())["sizes"])
     assert listed == {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()} - {"meta.json"}
+
+
+def test_altered_bytes_are_found_and_skipped(trainee, capsys):
+    """Catches a checkpoint that has its size and not its content, which would be resumed from."""
+    saved_at(trainee, 1)
+    newest = saved_at(trainee, 2) / checkpoints.WEIGHTS
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    assert find(trainee.folder).name == "step-000001"
+    assert "step-000002: model.safetensors does not match its checksum" in capsys.readouterr().err
 
 
 def test_no_checkpoint_there(tmp_path):
