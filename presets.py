@@ -35,7 +35,7 @@ SMALL: Groups = {
     },
     "train": {"batch_size": 16, "steps": 2000},
     "optim": {"name": "muon", "lr": 4e-3, "muon_lr": 0.03, "beta2": 0.99, "warmup_steps": 100, "min_lr_ratio": 0.0},
-    "eval": {"every": 500},
+    "eval": {"every": 250},
 }
 
 # nanoGPT's character model: 10.65 M parameters with 65 characters.

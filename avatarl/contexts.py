@@ -49,6 +49,4 @@ def sample_actions(log_pi_a: Tensor, actions: ActionSet, uniform: Tensor) -> Ten
 def replace_context(tokens: Tensor, picks: Tensor, replaced: Tensor) -> Tensor:
     """Tokens (B, T) where `replaced` (B, T) puts the pick made one position earlier; the first token stays."""
     shifted = torch.cat((tokens[:, :1], picks[:, :-1]), dim=1)  # (B, T): the pick that predicts each token
-    replaced = replaced.clone()
-    replaced[:, 0] = False
     return torch.where(replaced, shifted, tokens)

@@ -3,7 +3,8 @@
     python -m experiments.protocol                     both optimisers, three seeds, 2,000 steps
     python -m experiments.protocol --seeds 1 --steps 500
 
-Each arm first tries every rate of a small grid with the first seed; the best goes on with the other seeds.
+Each arm first tries every rate of a small grid with the first seed, and beyond its ends until the best is enclosed;
+the best goes on with the other seeds.
 Writes results/protocol/: runs.jsonl (every run), table.md and figure.svg. Runs lie in runs/protocol and are not
 repeated: an interrupted study continues.
 """
@@ -65,29 +66,43 @@ def arm(method: str, optimizer: str, scale: float, seed: int, steps: int) -> Arm
 
 def study(settings: Settings) -> list[dict[str, Any]]:
     """All rows of the table: method, optimiser, best scale, and CE, ECE, accuracy of every seed."""
-    pairs = [(o, m) for o in settings.optimizers for m in METHODS]
 
     def train(arms: list[Arm]) -> list[dict[str, Any]]:
         return run_all(arms, settings.runs, settings.jobs, settings.threads)
 
-    grid = [(o, m, s) for o, m in pairs for s in settings.scales]
-    first = train([arm(m, o, s, 1, settings.steps) for o, m, s in grid])
-    rows: list[dict[str, Any]] = []
-    for optimizer, method in pairs:
-        tried = {s: f for (o, m, s), f in zip(grid, first, strict=True) if (o, m) == (optimizer, method)}
-        best = min(tried, key=lambda s: tried[s]["val/ce"])
-        rows.append({"method": method, "optimizer": optimizer, "scale": best, "tried": tried})
-    others = [
-        arm(r["method"], r["optimizer"], r["scale"], seed, settings.steps)
-        for r in rows
-        for seed in range(2, settings.seeds + 1)
+    tried: dict[tuple[str, str], dict[float, dict[str, Any]]]
+    tried = {(o, m): {} for o in settings.optimizers for m in METHODS}
+    wanted = [(pair, scale) for pair in tried for scale in settings.scales]
+    while wanted:
+        found = train([arm(m, o, scale, 1, settings.steps) for (o, m), scale in wanted])
+        for (pair, scale), final in zip(wanted, found, strict=True):
+            tried[pair][scale] = final
+        wanted = [(pair, further) for pair, finals in tried.items() if (further := beyond(finals)) is not None]
+    best = {pair: best_scale(finals) for pair, finals in tried.items()}
+    seeds = range(2, settings.seeds + 1)
+    others = iter(train([arm(m, o, best[o, m], seed, settings.steps) for o, m in tried for seed in seeds]))
+    return [
+        {
+            "method": m,
+            "optimizer": o,
+            "scale": best[o, m],
+            "seeds": [finals[best[o, m]], *(next(others) for _ in seeds)],
+            "tried": {f"{scale:g}": finals[scale]["val/ce"] for scale in sorted(finals)},
+        }
+        for (o, m), finals in tried.items()
     ]
-    found = iter(train(others))
-    for row in rows:
-        finals = [row["tried"][row["scale"]], *(next(found) for _ in range(2, settings.seeds + 1))]
-        row["seeds"] = finals
-        row["tried"] = {str(s): f["val/ce"] for s, f in row["tried"].items()}
-    return rows
+
+
+def best_scale(finals: dict[float, dict[str, Any]]) -> float:
+    """The scale with the lowest validation loss."""
+    return min(finals, key=lambda scale: finals[scale]["val/ce"])
+
+
+def beyond(finals: dict[float, dict[str, Any]]) -> float | None:
+    """The next scale to try where the best is at an end of the grid; None where it is enclosed, or far out."""
+    best = best_scale(finals)
+    step = 2.0 if best == max(finals) else 0.5 if best == min(finals) else 0.0
+    return best * step if step and 1 / 16 <= best * step <= 16 else None
 
 
 def spread(values: Sequence[float]) -> str:
@@ -105,8 +120,8 @@ def table(rows: list[dict[str, Any]], settings: Settings) -> str:
         f"`python -m experiments.protocol --steps {settings.steps} --seeds {settings.seeds}` on "
         f"{processor_name()}, {usable_cores()} cores, torch {versions()['torch']}, commit {git}, "
         f"{time.strftime('%Y-%m-%d')}. Seeds 1 to {settings.seeds}; mean ± standard deviation over seeds; whole "
-        "validation split of tinyshakespeare. The learning rate of each row is the best of the grid by the first "
-        "seed's validation loss (the same choice for both methods).",
+        "validation split of tinyshakespeare. The learning rate of each row is the best of a grid that encloses it, by "
+        "the first seed's validation loss (chosen alike for both methods).",
         "",
         "| optimiser | objective | rate x | val CE, nats | accuracy | ECE | CE by rate (seed 1) |",
         "|---|---|---|---|---|---|---|",

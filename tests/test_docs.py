@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS
-from experiments import arms, default_run, kill_and_resume, protocol
+import train
+from config import PRESETS, differences
+from experiments import ablation, arms, default_run, kill_and_resume, protocol
 from reporting.metrics import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def test_no_page_has_a_place_left_to_fill():
         assert not re.search(r"@[A-Z]+@", page.read_text(encoding="utf-8")), page
 
 
-@pytest.mark.parametrize("study", [default_run, kill_and_resume, protocol])
+@pytest.mark.parametrize("study", [ablation, default_run, kill_and_resume, protocol])
 def test_every_study_explains_itself(study, capsys):
     """Catches a study whose command line no longer parses."""
     with pytest.raises(SystemExit) as end:
@@ -96,3 +97,26 @@ def test_an_arm_that_was_cut_off_starts_again_under_its_own_name(tmp_path, monke
 
     monkeypatch.setattr(arms.subprocess, "run", train)
     assert arms.run_arm(arms.Arm("arm", "protocol-avatarl"), tmp_path, 1)["val/ce"] == 1.5
+
+
+def test_every_variant_of_the_ablation_is_a_run_that_differs():
+    """Catches a variant whose flags no longer parse, or that changes nothing."""
+    configs = {}
+    for variant, arm in ablation.arms(ablation.Settings(seeds=1)):
+        configs[variant] = train.read_command([arm.preset, *arm.flags])[1].config
+    assert len(configs) == len(ablation.VARIANTS)
+    assert all(differences(configs["default"], c) for variant, c in configs.items() if variant != "default")
+
+
+@pytest.mark.parametrize(
+    ("losses", "next_scale"),
+    [
+        ({0.5: 1.60, 1.0: 1.61, 2.0: 1.65}, 0.25),
+        ({0.5: 1.76, 1.0: 1.70, 2.0: 1.69}, 4.0),
+        ({0.5: 1.58, 1.0: 1.57, 2.0: 1.59}, None),
+        ({8.0: 1.3, 16.0: 1.2}, None),
+    ],
+)
+def test_no_arm_is_left_at_the_end_of_its_grid(losses, next_scale):
+    """Catches a rival whose best rate was never tried: beating it would show only that."""
+    assert protocol.beyond({scale: {"val/ce": ce} for scale, ce in losses.items()}) == next_scale

@@ -117,14 +117,17 @@ def test_inner_epochs_keep_the_first_judgement():
     assert not torch.isclose(second, loss_of(objective, batch))
 
 
-def student_contexts(step: int = 0, seed: int = 0, share: float = 1.0, rows=slice(None)) -> Tensor:
-    """The tokens that the student reads."""
-    batch = random_batch()
-    batch = Batch(*(t[rows] for t in batch if t is not None))
+def student_contexts_of(objective, batch: Batch | None = None, step: int = 0) -> Tensor:
+    """The tokens that the student of an objective reads."""
     rollout: dict[str, Any] = {}
-    objective = avatarl(seed=seed, context="student", student_context_share=share)
     loss_of(objective, batch, step, rollout)
     return rollout["tokens"]
+
+
+def student_contexts(step: int = 0, seed: int = 0, share: float = 1.0, rows=slice(None)) -> Tensor:
+    """The tokens that the tiny student reads."""
+    batch = Batch(*(t[rows] for t in random_batch() if t is not None))
+    return student_contexts_of(avatarl(seed=seed, context="student", student_context_share=share), batch, step)
 
 
 def test_student_contexts_keep_gold():
@@ -141,6 +144,20 @@ def test_student_contexts_keep_gold():
     opinion = critic.opinion(tokens, None)
     by_hand(reference, opinion, tokens, batch.targets, objective.method).backward()
     assert_same_gradients(student, reference)
+
+
+def test_inner_epochs_read_the_same_context():
+    """Catches contexts drawn anew by the student that has just learned: its ratio would compare two texts."""
+    student = tiny_gpt()
+    rollout: dict[str, Any] = {}
+    objective = avatarl(student, context="student", student_context_share=1.0, **CHANGED["group"])
+    loss_of(objective, rollout=rollout)
+    first = rollout["tokens"]
+    with torch.no_grad():
+        student.wte.weight.mul_(-1)
+    loss_of(objective, rollout=rollout)
+    assert torch.equal(rollout["tokens"], first)
+    assert not torch.equal(student_contexts_of(objective), first)
 
 
 def test_student_contexts_are_the_students():
