@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avatarl.build import build_objective
+from avatarl.contexts import keyed_uniform, replace_context, sample_actions
 from avatarl.critics import DenseOpinion, ModelCritic, PastCritic, model_opinion
 from avatarl.loss import group_loss, judge, reinforce_loss
 from avatarl.objective import AvataRL, CrossEntropy
@@ -161,12 +162,17 @@ def test_inner_epochs_read_the_same_context():
 
 
 def test_student_contexts_are_the_students():
-    """Catches picks from outside the action set of the position before."""
-    batch, tokens = random_batch(), student_contexts()
-    opinion = TableCritic().opinion(batch.tokens, None)
-    actions, _, _ = judge(tiny_gpt()(batch.tokens).flatten(0, 1), opinion, batch.targets.flatten(), method())
-    members = actions.ids.masked_fill(~actions.valid, -1).view(3, 8, -1)
-    assert (members[:, :-1] == tokens[:, 1:, None]).any(-1).all()
+    """Catches another share than the scheduled one, and one draw that decides both where and what is picked."""
+    batch, student, m = random_batch(rows=20), tiny_gpt(), method()
+    objective = avatarl(student, seed=7, context="student", student_context_share_schedule="0:0,1:0.9")
+    found = student_contexts_of(objective, batch, step=5)
+    logits = student(batch.tokens).flatten(0, 1).detach()
+    actions, _, _ = judge(logits, TableCritic().opinion(batch.tokens, None), batch.targets.flatten(), m)
+    where, what = (keyed_uniform(7, 5, batch.indices, 8, stream) for stream in (1, 0))
+    log_pi_a = logits.log_softmax(-1).gather(-1, actions.ids)
+    picks = sample_actions(log_pi_a, actions, what.flatten()).view(20, 8)
+    assert torch.equal(found, replace_context(batch.tokens, picks, where < 0.5))
+    assert not torch.equal(found, batch.tokens)
 
 
 def test_student_contexts_are_keyed():
