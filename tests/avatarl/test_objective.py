@@ -81,14 +81,23 @@ def test_forward_is_the_definition(weighting, chunk_size):
     assert {"train/reward", "train/reward_std", "train/overlap", "train/critic_kl"} < set(metrics)
 
 
-def test_schedules_reach_the_loss():
-    """Catches a constant weight where a schedule was asked for."""
-    schedule: dict[str, Any] = {"critic_weight_schedule": "0:1,1:0", "top_k_schedule": "0:3,1:1"}
-    scheduled = avatarl(**schedule)
-    for step, (weight, k) in {0: (1.0, 3), 9: (0.0, 1)}.items():
-        constant = avatarl(critic_weight=weight, top_k=k)
-        torch.testing.assert_close(loss_of(scheduled, step=step), loss_of(constant))
-    assert not torch.isclose(loss_of(scheduled, step=0), loss_of(scheduled, step=9))
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("reality_weight", 1.0, 0.0),
+        ("critic_weight", 1.0, 0.0),
+        ("epsilon", 0.5, 0.1),
+        ("entropy_coef", 0.0, 1.0),
+        ("top_k", 3, 1),
+    ],
+)
+def test_schedules_reach_the_loss(name, first, last):
+    """Catches a constant where a schedule was asked for."""
+    scheduled = avatarl(**{f"{name}_schedule": f"0:{first},1:{last}"})
+    start, end = loss_of(scheduled, step=0), loss_of(scheduled, step=9)
+    torch.testing.assert_close(start, loss_of(avatarl(**{name: first})))
+    torch.testing.assert_close(end, loss_of(avatarl(**{name: last})))
+    assert not torch.isclose(start, end)
 
 
 def group_by_hand(student, old_student, batch: Batch, critic: TableCritic, m) -> Tensor:
@@ -269,6 +278,30 @@ def test_the_ring_judges_by_the_step():
         loss_of(objective, step=step)
         judges.append(past.judge_index())
     assert judges[0] == 0 and set(judges) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("judge_of_run", "changes", "forwards"),
+    [
+        ("critic", {}, 3 + 0.5),  # training costs three forward passes; this critic costs half of one
+        ("critic", {"context": "student"}, 4 + 2 * 0.5),
+        ("critic", CHANGED["group"], 6 + 0.5),
+        ("past", {}, 3 + 1),
+        ("twin", {}, 2 * (3 + 1)),
+        ("twin", {"context": "student"}, 2 * (4 + 2)),
+    ],
+)
+def test_work_is_counted(judge_of_run, changes, forwards):
+    """Catches a utilisation that forgets the critic, the second pass or the twin."""
+    student = tiny_gpt()
+    judges: dict[str, Any] = {
+        "critic": {"critic": TableCritic(), "critic_flops": 0.5 * student.flops_per_token()},
+        "past": {"past": PastCritic(student, size=1, decay=0.5, every=1, seed=0)},
+        "twin": {"twin": tiny_gpt(seed=1)},
+    }
+    objective = AvataRL(student, method(**changes), steps=10, seed=0, **judges[judge_of_run])
+    assert objective.flops_per_token() == forwards * student.flops_per_token()
+    assert CrossEntropy(student).flops_per_token() == 3 * student.flops_per_token()
 
 
 def test_a_frozen_critic_is_not_saved():
