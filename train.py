@@ -14,15 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-import launch
 from cli import parse, run_main
 from config import PRESETS, Config, ConfigError, preset
-from training.distributed import process_group, world_from_environment
-from training.plan import forecast
-from training.run_folder import read_config
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,8 @@ class Command:
 
 def default_preset() -> str:
     """The preset that suits this hardware."""
+    import torch
+
     return "avatarl-char-gpu" if torch.cuda.is_available() else "avatarl-char"
 
 
@@ -71,6 +68,8 @@ def read_command(words: Sequence[str]) -> tuple[str, Command]:
     if folder is not None:
         if rest is not words:
             raise ConfigError(f"{name} --resume: a resumed run has its own settings; leave the preset out")
+        from training.run_folder import read_config
+
         config, record = read_config(folder)
         name = record.get("preset", name)
     return name, parse(Command, rest, default=Command(config), prog="train.py", description=usage())
@@ -79,6 +78,11 @@ def read_command(words: Sequence[str]) -> tuple[str, Command]:
 def main(words: Sequence[str]) -> int:
     """Parse, start the process group, train, clean up; returns the exit code."""
     name, command = read_command(words)
+
+    import launch  # torch comes with it, and --help need not wait for that
+    from training.distributed import process_group, world_from_environment
+    from training.plan import forecast
+
     config, world = command.config, world_from_environment()
     hardware = launch.prepare_process(config, world)
     if command.dry_run:

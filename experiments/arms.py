@@ -49,10 +49,15 @@ def run_arm(arm: Arm, folder: Path, threads: int) -> dict[str, Any]:
     return last_evaluation(place)
 
 
-def last_evaluation(run: Path) -> dict[str, Any]:
-    """The last line of a run's metrics.jsonl that holds an evaluation."""
+def last_line(run: Path, key: str) -> dict[str, Any]:
+    """The last line of a run's metrics.jsonl that holds `key`."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "val/ce" in line][-1]
+    return [line for line in lines if key in line][-1]
+
+
+def last_evaluation(run: Path) -> dict[str, Any]:
+    """A run's last evaluation."""
+    return last_line(run, "val/ce")
 
 
 def run_all(arms: Sequence[Arm], folder: Path, jobs: int, threads: int) -> list[dict[str, Any]]:

@@ -90,7 +90,9 @@ def choose(run: RunConfig, local_rank: int = 0, local_world: int = 1) -> Hardwar
     device = choose_device(run.device, local_rank)
     notes = []
     if device.type == "cpu":
-        threads = run.threads or max(1, usable_cores() // local_world)
+        # Where OpenMP binds its threads, this one may run on one core only: the count that was asked for comes first.
+        wanted = int(os.environ.get("OMP_NUM_THREADS", 0)) if local_world == 1 else 0
+        threads = run.threads or wanted or max(1, usable_cores() // local_world)
         torch.set_num_threads(threads)
         notes.append(f"{threads} CPU thread{'s' * (threads > 1)}")
     else:
@@ -168,7 +170,7 @@ def describe(hardware: Hardware) -> dict[str, Any]:
         "compile": hardware.compile,
         "attention": hardware.attention,
         "processor": processor_name(),
-        "cores": usable_cores(),
+        "cores": max(usable_cores(), torch.get_num_threads()),
         "threads": torch.get_num_threads(),
     }
     if hardware.device.type == "cuda":

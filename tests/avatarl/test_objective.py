@@ -93,7 +93,8 @@ def test_forward_is_the_definition(weighting, chunk_size):
 )
 def test_schedules_reach_the_loss(name, first, last):
     """Catches a constant where a schedule was asked for."""
-    scheduled = avatarl(**{f"{name}_schedule": f"0:{first},1:{last}"})
+    schedule: dict[str, Any] = {f"{name}_schedule": f"0:{first},1:{last}"}
+    scheduled = avatarl(**schedule)
     start, end = loss_of(scheduled, step=0), loss_of(scheduled, step=9)
     torch.testing.assert_close(start, loss_of(avatarl(**{name: first})))
     torch.testing.assert_close(end, loss_of(avatarl(**{name: last})))
