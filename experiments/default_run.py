@@ -80,7 +80,7 @@ def table(runs: list[dict[str, Any]], settings: Settings) -> str:
             f"{r['wall_seconds']:.0f} | {r['training_seconds']:.0f} | {r['peak_memory_gb']:.2f} |"
         )
     ce, ece = spread([r["val/ce"] for r in runs]), spread([r["val/ece"] for r in runs])
-    wall = spread([r["wall_seconds"] for r in runs])
+    wall = spread([r["wall_seconds"] for r in runs], digits=0)
     lines += ["", f"CE {ce}, ECE {ece}, wall {wall} s (mean ± standard deviation)."]
     return "\n".join(lines) + "\n"
 

@@ -105,10 +105,10 @@ def beyond(finals: dict[float, dict[str, Any]]) -> float | None:
     return best * step if step and 1 / 16 <= best * step <= 16 else None
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 4) -> str:
     """Mean ± standard deviation over seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def table(rows: list[dict[str, Any]], settings: Settings) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from config import PRESETS, override, preset
@@ -62,7 +63,7 @@ def test_a_wide_word_of_every_kind_reaches_the_config(place):
 def test_the_default_preset_suits_the_hardware(monkeypatch):
     """Catches a ten-million-parameter default on a laptop, and a toy on a GPU."""
     for gpu, expected in ((False, "avatarl-char"), (True, "avatarl-char-gpu")):
-        monkeypatch.setattr(train.torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         assert train.read_command([])[0] == expected
         shorter = override(preset(expected), train={"steps": 500})
         assert train.read_command(["--train.steps", "500"])[1].config == shorter
