@@ -47,9 +47,24 @@ def test_each_local_process_takes_its_own_gpu(monkeypatch):
 def test_threads_are_divided_among_processes(monkeypatch, wanted, processes, expected):
     """Catches every process of a machine taking all of its cores, or none."""
     monkeypatch.setattr(hardware, "usable_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     chosen = choose(RunConfig(threads=wanted), local_world=processes)
     assert torch.get_num_threads() == expected
     assert chosen.notes[0].startswith(f"{expected} CPU thread")
+
+
+@pytest.mark.parametrize(("local_world", "expected"), [(1, 3), (2, 3)])
+def test_a_number_of_threads_in_the_environment_is_kept(monkeypatch, local_world, expected):
+    """Catches a run that takes all cores although OMP_NUM_THREADS said otherwise; torchrun sets it to 1 by itself,
+    so beside other processes it is no one's choice."""
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3" if local_world == 1 else "1")
+    before = torch.get_num_threads()
+    try:
+        choose(RunConfig(device="cpu"), 0, local_world)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_cores_are_those_this_process_may_use():
