@@ -40,7 +40,7 @@ def test_the_forecast_follows_the_settings(monkeypatch):
     assert f"parameters  {human(model.parameter_count())}" in text
     assert "1.54 M in 2,000 steps of 768" in text
     assert f"FLOPs       {human(flops)}" in text
-    assert f"about {duration(flops / 0.35e12)} of training" in text
+    assert f"about {duration(flops / 0.25e12)} of training" in text
     assert "GB per process" in text
 
 
