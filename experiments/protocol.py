@@ -106,8 +106,10 @@ def beyond(finals: dict[float, dict[str, Any]]) -> float | None:
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
-    """Mean ± standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    """Mean ± standard deviation over seeds; the value alone where there is one seed."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    deviation = statistics.stdev(values)
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
