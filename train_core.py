@@ -8,7 +8,6 @@ knows no objective by name (see Objective), writes only into the run's folder, a
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,8 +72,6 @@ class Job:
     folder: Path
     recorder: Recorder
     state: TrainState = field(default_factory=TrainState)
-    on_evaluation: Callable[[int], None] | None = None
-    """Called with the step after every evaluation, on all processes."""
 
     def __post_init__(self) -> None:
         module: nn.Module = self.objective
@@ -202,8 +199,6 @@ def measure_validation(job: Job) -> None:
     )
     if world.first and config.eval.sample_tokens:
         write_sample(job)
-    if job.on_evaluation:
-        job.on_evaluation(state.step)
 
 
 def write_sample(job: Job) -> None:

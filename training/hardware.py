@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from config import Config, RunConfig, require
+from config import RunConfig, require
 from model import GPT, attention_backend
 
 LIBRARIES = (
@@ -200,19 +199,3 @@ def git_state() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {}
-
-
-@contextlib.contextmanager
-def stopwatch() -> Iterator[list[float]]:
-    """`with stopwatch() as t: …` leaves the elapsed seconds in t[0]."""
-    elapsed = [0.0]
-    start = time.perf_counter()
-    try:
-        yield elapsed
-    finally:
-        elapsed[0] = time.perf_counter() - start
-
-
-def effective_batch(config: Config) -> int:
-    """Tokens of one optimiser step."""
-    return config.train.batch_size * config.model.block_size

@@ -5,7 +5,6 @@ run, for whoever samples, evaluates or exports it.
 """
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +129,3 @@ def load_run(folder: Path, checkpoint: str = "best", device: torch.device | str 
     checkpoints.load_weights(place, model)
     step = checkpoints.check(place)["state"]["step"]
     return LoadedRun(folder, config, record, tokenizer, model.to(device).eval(), step, place)
-
-
-def writable(folder: Path) -> bool:
-    """Whether this process may create files in `folder`."""
-    return os.access(folder, os.W_OK | os.X_OK)
