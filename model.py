@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig, require
+from kernels import LONGEST_BLOCKED, blocked_attention, fast_gelu, plain_gelu
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -25,7 +26,9 @@ def padded_vocab(vocab_size: int) -> int:
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The attention kernel in use: "flash-attn" where it is installed and the GPU has it, else "sdpa"."""
+    """The attention kernel in use: "flash-attn" where installed and the GPU has it, "blocked" on a CPU, else "sdpa"."""
+    if device.type == "cpu":
+        return "blocked"
     half = dtype in (torch.bfloat16, torch.float16)
     installed = importlib.util.find_spec("flash_attn") is not None
     if device.type == "cuda" and half and installed and torch.cuda.get_device_capability(device)[0] >= 8:
@@ -114,11 +117,12 @@ class Attention(nn.Module):
 
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             return flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # On a CPU float32 attention is faster, casts included: python -m experiments.attention.
-            with torch.autocast("cpu", enabled=False):
-                return self.attend(q.float(), k.float(), v.float())
         new, seen = q.shape[2], k.shape[2]
+        if self.backend == "blocked" and new == seen <= LONGEST_BLOCKED and not dropout:
+            return blocked_attention(q, k, v).transpose(1, 2)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            # PyTorch's own attention for CPUs is faster in float32, casts included.
+            q, k, v = q.float(), k.float(), v.float()
         if new == seen:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
@@ -133,13 +137,13 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.relu2 = config.activation == "relu2"
+        self.gelu = plain_gelu
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)  # (B, T, 4D)
-        h = F.relu(h).square() if self.relu2 else F.gelu(h, approximate="tanh")
-        return self.down(h)
+        return self.down(F.relu(h).square() if self.relu2 else self.gelu(h))
 
 
 class Block(nn.Module):
@@ -191,13 +195,16 @@ class GPT(nn.Module):
     @property
     def unembedding(self) -> Tensor:
         """The head's rows of the true vocabulary, tied to the embedding: (V, D)."""
-        return self.wte.weight[: self.vocab_size]
+        rows = self.wte.weight
+        return rows if len(rows) == self.vocab_size else rows[: self.vocab_size]
 
-    def use_attention(self, backend: str) -> None:
-        """Choose the attention kernel for every block: "sdpa" or "flash-attn"."""
+    def use_kernels(self, attention: str) -> None:
+        """Choose the kernels of every block: "sdpa" is PyTorch's own, "flash-attn" a GPU's, "blocked" ours for CPUs."""
         for module in self.modules():
             if isinstance(module, Attention):
-                module.backend = backend
+                module.backend = attention
+            elif isinstance(module, MLP):
+                module.gelu = fast_gelu if attention == "blocked" else plain_gelu
 
     def compile_hidden(self) -> None:
         """Let torch.compile take over `hidden`; generation, whose lengths vary, keeps the eager one."""

@@ -210,8 +210,9 @@ def test_bfloat16_autocast_stays_close(options):
 
 def test_backend_without_a_gpu():
     """Catches flash-attn being chosen where it cannot run."""
-    assert attention_backend(torch.device("cpu"), torch.bfloat16) == "sdpa"
-    assert attention_backend(torch.device("cpu"), torch.float32) == "sdpa"
+    assert attention_backend(torch.device("cpu"), torch.bfloat16) == "blocked"
+    assert attention_backend(torch.device("cpu"), torch.float32) == "blocked"
+    assert attention_backend(torch.device("mps"), torch.float32) == "sdpa"
 
 
 def test_a_clone_runs_its_own_weights_where_the_model_is_compiled(monkeypatch):

@@ -79,7 +79,7 @@ def test_a_cpu_runs_eager_and_what_it_chose_is_said(monkeypatch, fast, dtype):
     """Catches bfloat16 where it is emulated and slow, and choices that nobody can see."""
     monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda device: fast)
     chosen = choose(RunConfig(threads=1))
-    assert chosen.dtype == dtype and not chosen.compile and chosen.attention == "sdpa"
+    assert chosen.dtype == dtype and not chosen.compile and chosen.attention == "blocked"
     said = ", ".join(chosen.notes)
     assert f"{str(dtype).removeprefix('torch.')} products" in said
     assert "attention: sdpa" in said and "eager" in said
