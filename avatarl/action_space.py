@@ -6,8 +6,12 @@ value has to travel to the host. Shapes: N decisions, V vocabulary, k proposals 
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+SHORT_ROW = 256
+GROUP = 64  # tokens whose maximum stands for them in a first pass over a large vocabulary
 
 
 class ActionSet(NamedTuple):
@@ -29,18 +33,11 @@ def top_ids(values: Tensor, k: int) -> Tensor:
     vocabulary = values.shape[-1]
     if k > vocabulary:
         raise ValueError(f"top-k asks for {k} actions of a vocabulary of {vocabulary}; use k <= {vocabulary}")
-    if values.dtype in (torch.bfloat16, torch.float16):
-        values = values.float()
-    if values.is_cuda and values.dtype == torch.float32:
-        return _top_ids_by_key(values, k)
-    found = values.topk(min(k + 1, vocabulary), dim=-1)
-    # torch.topk breaks ties as it likes: rows with equal neighbours among the first k + 1 are sorted stably.
-    tied = (found.values[:, 1:] == found.values[:, :-1]).any(-1)
-    ids = found.indices[:, :k]
-    if tied.any():
-        ids = ids.clone()
-        ids[tied] = values[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    return ids
+    if values.dtype == torch.float64:
+        return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    if vocabulary >= GROUP * max(GROUP, 2 * k):
+        return _top_ids_by_group(values, k)
+    return _top_ids_by_key(values.float(), k)
 
 
 def _top_ids_by_key(values: Tensor, k: int) -> Tensor:
@@ -48,7 +45,35 @@ def _top_ids_by_key(values: Tensor, k: int) -> Tensor:
     bits = (values + 0.0).view(torch.int32)  # + 0.0 makes −0 equal to 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
     backwards = torch.arange(values.shape[-1] - 1, -1, -1, device=values.device)
-    return ((ordered.long() << 32) + backwards).topk(k, dim=-1).indices
+    return ids_of_top_keys((ordered.long() << 32) + backwards, k)
+
+
+def ids_of_top_keys(keys: Tensor, k: int) -> Tensor:
+    """Ids of the k largest integer keys (N, V), of which no two in a row are equal, best first: (N, k) int64.
+
+    The low 32 bits of a key are V − 1 − id.
+    """
+    vocabulary = keys.shape[-1]
+    if keys.device.type == "cpu" and vocabulary <= SHORT_ROW:  # NumPy sorts short rows in vector registers
+        best = torch.from_numpy(np.sort(keys.numpy(), axis=-1)[:, ::-1][:, :k].copy())
+        return vocabulary - 1 - (best & 0xFFFFFFFF)
+    return keys.topk(k, dim=-1).indices
+
+
+def _top_ids_by_group(values: Tensor, k: int) -> Tensor:
+    """`top_ids` in one pass over a large vocabulary: the k best lie in the k groups with the best maxima.
+
+    For a group ahead of a token's own holds a token ahead of it, ties by the lowest id included.
+    """
+    rows, vocabulary = values.shape
+    groups = vocabulary // GROUP
+    maxima = values[:, : groups * GROUP].unflatten(-1, (groups, GROUP)).amax(-1)  # (N, V / GROUP)
+    best = _top_ids_by_key(maxima.float(), k).sort(-1).values  # (N, k), rising: ties follow the order of ids
+    place = torch.arange(GROUP, device=values.device)
+    ids = (best.unsqueeze(-1) * GROUP + place).flatten(1)  # (N, k · GROUP)
+    rest = torch.arange(groups * GROUP, vocabulary, device=values.device).expand(rows, -1)
+    ids = torch.cat((ids, rest), dim=-1)
+    return ids.gather(-1, _top_ids_by_key(values.gather(-1, ids).float(), k))
 
 
 def build_action_set(
@@ -63,12 +88,22 @@ def build_action_set(
     student_top_ids = top_ids(student_logits.detach(), k)  # (N, k)
     gold = gold.unsqueeze(-1)  # (N, 1)
     ids = torch.cat((gold, student_top_ids, critic_top_ids), dim=-1)  # (N, 2k + 1)
-    twin = critic_top_ids.unsqueeze(-1) == student_top_ids.unsqueeze(-2)  # (N, k critic, k student)
-    fresh = ids[:, 1:] != gold  # (N, 2k)
+    valid = ids != gold
+    valid[:, 0] = True
     if active_k is not None:
         active = torch.arange(k, device=ids.device) < active_k  # (k,)
-        twin = twin & active
-        fresh = fresh & active.repeat(2)
-    valid = torch.cat((torch.ones_like(gold, dtype=torch.bool), fresh), dim=-1)  # (N, 2k + 1)
-    valid[:, k + 1 :] &= ~twin.any(-1)
+        valid[:, 1:] &= active.repeat(2)
+        student_top_ids = torch.where(active, student_top_ids, gold)  # gold is no news to anyone
+    valid[:, k + 1 :] &= ~contained(critic_top_ids, student_top_ids, student_logits.shape[-1])
     return ActionSet(ids, valid)
+
+
+def contained(ids: Tensor, others: Tensor, vocabulary: int) -> Tensor:
+    """Which of ids (N, k) stand in the same row of others (N, k'): (N, k) bool.
+
+    Through a table of the vocabulary where that is cheaper than comparing all pairs.
+    """
+    if vocabulary > 8 * others.shape[-1] ** 2:
+        return (ids.unsqueeze(-1) == others.unsqueeze(-2)).any(-1)
+    seen = torch.zeros(len(ids), vocabulary, dtype=torch.bool, device=ids.device)
+    return seen.scatter_(-1, others, True).gather(-1, ids)

@@ -1,14 +1,14 @@
 """REINFORCE over the action set, and its fused form that never holds all logits (DESIGN section 3, steps 5–7).
 
 `reinforce_loss` is the definition: plain autograd over (N, V) logits. `fused_avatarl_loss` gives the same
-number and the same gradients from hidden states and the unembedding, in chunks of positions, by the closed
-form: without the entropy term ∂L/∂z_j = (R π_j − r_j) / N with R = Σ_a r(a).
+number and the same gradients from hidden states and the unembedding, in chunks of positions. Both take the
+gradient from the closed form of softmax_gradient.py.
 
 Left out of REINFORCE as commonly written: returns, baselines and a value network. A decision lasts one step
 and every action of the set is scored at once, so there is nothing to bootstrap and no sampling variance.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from avatarl.action_space import ActionSet, build_action_set
 from avatarl.metrics import MetricSums
 from avatarl.reward import Weight, consensus
 from avatarl.reward import rewards as reward_of
+from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, scaled
 
 
 class LossSettings(NamedTuple):
@@ -48,18 +49,11 @@ def reinforce_loss(
     """−mean_N Σ_A r log π − β mean_N H[π], or with "expected" −mean_N Σ_A π r − β mean_N H[π]: a scalar.
 
     student_logits (N, V); actions and rewards (N, K), rewards constant. log π and H are over the full
-    vocabulary, in float32 or better.
+    vocabulary, in float32 or better. The gradient is the closed form; there is no second derivative.
     """
-    logits = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
-    log_pi = logits.log_softmax(-1)  # (N, V)
-    log_pi_a = log_pi.gather(-1, actions.ids)  # (N, K)
-    if policy_weighting == "expected":
-        log_pi_a = log_pi_a.exp()
-    elif policy_weighting != "reinforce":
-        raise ValueError(f"policy_weighting = {policy_weighting!r}: use reinforce or expected")
-    gain = (rewards.detach() * actions.valid * log_pi_a).sum(-1)  # (N,)
-    entropy = -(log_pi.exp() * log_pi).sum(-1)  # (N,)
-    return -gain.mean() - entropy_coef * entropy.mean()
+    use_entropy = isinstance(entropy_coef, Tensor) or entropy_coef != 0
+    terms = Terms(entropy_coef, policy_weighting, use_entropy)
+    return _LossOfLogits.apply(student_logits, actions, rewards.detach(), terms)
 
 
 def group_loss(
@@ -104,70 +98,85 @@ def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, T
     return actions, critic, reward
 
 
-def _gradient_of_logits(logits: Tensor, actions: ActionSet, rewards: Tensor, settings) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Sum of the loss over n positions, and its gradient by the logits (n, V), from the closed form.
+class _LossOfLogits(torch.autograd.Function):
+    """The loss of given logits; forward leaves the gradient behind, so that softmax runs once."""
 
-    reinforce: R π − r;  expected: π (Σ_a π_a r_a − r);  entropy: β π (log π + H).
-    """
-    log_z = logits.logsumexp(-1, keepdim=True)  # (n, 1)
-    log_pi = logits - log_z  # (n, V)
-    pi = log_pi.exp()  # (n, V)
-    log_pi_a = log_pi.gather(-1, actions.ids)  # (n, K)
-    rewards = rewards * actions.valid
-    if settings.policy_weighting == "reinforce":
-        gain = (rewards * log_pi_a).sum(-1)
-        scale, pull = rewards.sum(-1, keepdim=True), rewards
-    elif settings.policy_weighting == "expected":
-        pull = rewards * log_pi_a.exp()
-        gain = pull.sum(-1)
-        scale = gain.unsqueeze(-1)
-    else:
-        raise ValueError(f"policy_weighting = {settings.policy_weighting!r}: use reinforce or expected")
-    loss = -gain.sum()
-    if getattr(settings, "use_entropy", True):
-        weighted = log_pi.mul_(pi)  # (n, V): π log π
-        entropy = -weighted.sum(-1, keepdim=True)  # (n, 1)
-        loss = loss - settings.entropy_coef * entropy.sum()
-        gradient = pi.mul_(scale + settings.entropy_coef * entropy).add_(settings.entropy_coef * weighted)
-    else:
-        gradient = pi.mul_(scale)
-    return loss, gradient.scatter_add_(-1, actions.ids, -pull.to(gradient.dtype))
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, actions: ActionSet, rewards: Tensor, terms: Terms) -> Tensor:
+        n = len(logits)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        loss = gradient_of_logits(logits, actions, rewards, terms, out=gradient, scale=1 / max(n, 1))
+        ctx.save_for_backward(logits, *actions, rewards)
+        ctx.gradient, ctx.terms = gradient, terms
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, ctx.gradient = ctx.gradient, None  # handed over, not copied
+        if gradient is None:  # a second backward pass over a retained graph
+            logits, ids, valid, rewards = ctx.saved_tensors
+            gradient = torch.empty_like(logits)
+            gradient_of_logits(logits, ActionSet(ids, valid), rewards, ctx.terms, gradient, 1 / len(logits))
+        return scaled(gradient, grad_output), None, None, None
 
 
 class _FusedLoss(torch.autograd.Function):
     """Loss and both gradients in one pass over chunks; backward only scales what forward found."""
 
     @staticmethod
-    def forward(ctx, hidden, unembedding, opinion, gold, settings, chunk_size, sums):  # type: ignore[no-untyped-def]
-        n = hidden.shape[0]
-        needs = ctx.needs_input_grad
-        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=exact, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs[0] else None
-        grad_unembedding = torch.zeros_like(unembedding) if needs[1] else None
-        for start in range(0, n, chunk_size):
-            stop = min(start + chunk_size, n)
-            h = hidden[start:stop]  # (n, D)
-            logits = (h @ unembedding.T).to(exact)  # (n, V)
-            part = opinion if stop - start == n else opinion.rows(start, stop)
-            actions, critic, reward = judge(logits, part, gold[start:stop], settings)
-            if sums is not None:
-                sums.add(logits, actions, critic, reward, settings)
-            loss, gradient = _gradient_of_logits(logits, actions, reward, settings)
-            total += loss
-            gradient = gradient.div_(n)
-            if grad_hidden is not None:
-                grad_hidden[start:stop] = gradient.to(h.dtype) @ unembedding.to(h.dtype)
-            if grad_unembedding is not None:
-                grad_unembedding += gradient.to(h.dtype).T @ h
-        ctx.save_for_backward(grad_hidden, grad_unembedding)
-        return total / max(n, 1)
+    def forward(ctx: Any, hidden, unembedding, opinion, gold, settings, chunk_size, sums):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(hidden, unembedding, gold)
+        ctx.rest = opinion, settings, chunk_size
+        loss, *ctx.gradients = fused_pass(
+            hidden, unembedding, opinion, gold, settings, chunk_size, sums, ctx.needs_input_grad[:2]
+        )
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        by_hidden, by_unembedding = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # handed over, not copied
+        if gradients is None:  # a second backward pass over a retained graph
+            hidden, unembedding, gold = ctx.saved_tensors
+            opinion, settings, chunk_size = ctx.rest
+            wanted = ctx.needs_input_grad[:2]
+            _, *gradients = fused_pass(hidden, unembedding, opinion, gold, settings, chunk_size, None, wanted)
+        by_hidden, by_unembedding = (None if g is None else scaled(g, grad_output) for g in gradients)
         return by_hidden, by_unembedding, None, None, None, None, None
+
+
+@torch.no_grad()
+def fused_pass(hidden, unembedding, opinion, gold, settings, chunk_size, sums, wanted):  # type: ignore[no-untyped-def]
+    """The mean loss, and its gradients by hidden (N, D) and unembedding (V, D) where `wanted`, else None.
+
+    Products run in autocast's type where that is on. Adds the chunks' metrics to `sums` unless it is None.
+    """
+    n, kind = len(hidden), hidden.device.type
+    size = -(-n // max(1, -(-n // chunk_size)))  # equal chunks: no small one at the end
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    total = torch.zeros((), dtype=exact(dtype), device=hidden.device)
+    by_hidden = torch.empty_like(hidden) if wanted[0] else None
+    by_unembedding = torch.zeros_like(unembedding) if wanted[1] else None
+    terms, head = Terms.of(settings), unembedding.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        for start in range(0, n, max(1, size)):
+            part = slice(start, min(start + size, n))
+            h = hidden[part].to(dtype)
+            logits = h @ head.T  # (n, V)
+            of_chunk = opinion if len(h) == n else opinion.rows(start, part.stop)
+            actions, critic, reward = judge(logits, of_chunk, gold[part], settings)
+            if sums is not None:
+                sums.add(logits.to(total.dtype), actions, critic, reward, settings)
+            out = logits if any(wanted) else None  # the gradient takes the place of what it is the gradient of
+            total += gradient_of_logits(logits, actions, reward, terms, out=out, scale=1 / n)
+            if by_hidden is not None:
+                by_hidden[part] = logits @ head
+            if by_unembedding is not None and by_unembedding.dtype == dtype:
+                by_unembedding.addmm_(logits.T, h)
+            elif by_unembedding is not None:
+                by_unembedding += logits.T @ h
+    return total, by_hidden, by_unembedding
 
 
 def fused_avatarl_loss(  # type: ignore[no-untyped-def]

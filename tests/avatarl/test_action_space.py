@@ -104,7 +104,7 @@ def test_inputs_are_left_alone():
     assert all(torch.equal(a, b) for a, b in zip(before, (*case, proposals), strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_nothing_waits_for_the_gpu():
     """Catches a look at the data from the host, which would stall the GPU at every chunk."""
     case = random_case(64, 300, dtype=torch.float32)

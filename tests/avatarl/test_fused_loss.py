@@ -83,6 +83,18 @@ def test_upstream_factor():
         torch.testing.assert_close(-2.5 * one, other)
 
 
+def test_backward_twice():
+    """Catches a gradient that the first backward pass gave away, or scaled in place, and the second still uses."""
+    case, m, inputs = random_case(N, V), method(), weights()
+    loss = fused(*inputs, case, m)
+    first = torch.autograd.grad(3 * loss, inputs, retain_graph=True)
+    copies = [g.clone() for g in first]
+    second = gradients(loss, *inputs)
+    for one, kept, other in zip(first, copies, second, strict=True):
+        torch.testing.assert_close(one, kept)
+        torch.testing.assert_close(one, 3 * other)
+
+
 def test_micro_batches_accumulate():
     """Catches a mean over chunks: two half-weighted halves must give the gradients of the whole."""
     case, m = random_case(8, V), method()
@@ -217,7 +229,7 @@ def test_memory_is_that_of_a_chunk(measure):
         assert watch.results and not watch.alive()
         loss.backward()
     assert watch.largest == chunk * vocab
-    assert sorted(kept) == [(n, width), (vocab, width)]
+    assert sorted(kept) == [(n,), (n, width), (vocab, width)]
 
 
 def test_settings_may_be_the_config_or_scheduled_tensors():
