@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from avatarl.ngram import ngram_ladder
+from avatarl.ngram_ladder import ngram_ladder
 from cli import parse, run_main
 from config import ConfigError, require
 from data.batches import validation_windows

@@ -12,172 +12,36 @@ U how many are above 0, and d the discount:
 Unlike a textbook n-gram, a training position is judged by counts without its own occurrence (leave-one-out):
 with it the critic would merely repeat gold. Kneser–Ney's continuation counts are left out for simplicity.
 
-All contexts form one trie. A *row* is a context; an *entry* is a context with one token after it, hence also
-a longer context: the entries of one length, sorted by (context, token), are the rows of the next, in order.
-Shapes: B windows, T positions, N = B·T, V vocabulary, R rows, E entries, L tokens of the corpus, and the
-J = context + 2 distributions that are mixed (the uniform one, the unigram, one for each longer context).
+The counts lie in the tables of ngram_tables.py, as rows of masses max(c − d, 0). At a position p_n unrolls to
+
+    p(w) = floor + Σ_j weight_j · mass of w in row j,
+
+over the contexts that end there: J = context + 1 rows, the longest context first, the unigram last. Leaving a
+token out changes weights, the floor, and the mass of gold alone.
+Shapes: B windows, T positions, N = B·T, V vocabulary, L tokens of the corpus.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from avatarl.action_space import top_ids
+from avatarl.ngram_counts import Stream, checked_stream
+from avatarl.ngram_index import look_up
+from avatarl.ngram_tables import DENSE_VOCABULARY, ROOT, UNSEEN, DenseTable, SparseTable, build_table
 from config import require
 
-Stream = np.ndarray | Tensor  # token ids (L,) of any integer type
-DENSE_ENTRIES = 2**26  # rows are also kept dense, V floats each, level by level up to so many
-CHUNK_ENTRIES = 2**23  # probabilities (N·V) that an opinion computes and keeps at a time
-# The first rows: 1/V for every token; what unseen contexts point at, without counts; the unigram.
-UNIFORM, UNSEEN, ROOT = range(3)
-
-
-@dataclass(frozen=True)
-class Level:
-    """What follows the M different contexts of one length n (numpy, int64)."""
-
-    keys: np.ndarray  # (E,) context · V + token of each entry, rising
-    counts: np.ndarray  # (E,) how often that token follows that context, at least 1
-    windows: np.ndarray  # (L − n,) the entry that the n + 1 tokens from each place of the corpus on make
-    parents: np.ndarray  # (E,) context of each entry
-    totals: np.ndarray  # (M,) C: 0 only for a context that occurs nowhere but at the corpus's end
-    kinds: np.ndarray  # (M,) U
-
-
-def count_levels(corpus: np.ndarray, vocab_size: int, longest: int) -> Iterator[Level]:
-    """Count what follows every context of 0, 1, … `longest` tokens of corpus (L,), one length at a time.
-
-    Contexts are numbered by the level before, so that a key stays below L · V however long they are.
-    """
-    windows, contexts = np.zeros(len(corpus), np.int64), 1
-    for n in range(longest + 1):
-        keys = windows[: len(corpus) - n] * vocab_size + corpus[n:]  # (L − n,)
-        keys, counts, windows = _rank(keys, contexts * vocab_size)
-        parents = keys // vocab_size
-        totals = np.bincount(parents, weights=counts, minlength=contexts).astype(np.int64)
-        yield Level(keys, counts, windows, parents, totals, np.bincount(parents, minlength=contexts))
-        contexts = len(keys)
-
-
-def _rank(keys: np.ndarray, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(different keys, their counts, index of each key among them) for keys in [0, span)."""
-    if span > 4 * len(keys):  # below, counting beats sorting
-        unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        return unique, counts, inverse
-    counts = np.bincount(keys, minlength=span)
-    unique = np.flatnonzero(counts)
-    rank = np.empty(span, np.int64)
-    rank[unique] = np.arange(len(unique))
-    return unique, counts[unique], rank[keys]
-
-
-def _checked(stream: Stream, vocab_size: int, discount: float, least: int) -> np.ndarray:
-    """The stream as (L,) int64; ConfigError for fewer than `least` tokens, ids outside V, a bad discount."""
-    require(0 < discount < 1, "critic.ngram-discount", discount, "use a discount in (0, 1)")
-    ids = np.asarray(stream.cpu() if isinstance(stream, Tensor) else stream).astype(np.int64)
-    fix = f"too few tokens; use at least {least}, or a shorter context"
-    require(len(ids) >= least, "length of the n-gram text", len(ids), fix)
-    low, high = ids.min(), ids.max()
-    fix = f"outside the vocabulary of {vocab_size}; use the tokenizer that encoded the text"
-    require(low >= 0 and high < vocab_size, "ids of the n-gram text", f"{low} to {high}", fix)
-    return ids
-
-
-@dataclass(frozen=True)
-class NgramTable:
-    """The trie as tensors. Entry V + i is row 3 + i: the uniform row's V entries, no contexts, come first."""
-
-    vocab_size: int
-    keys: Tensor  # (E,) int64, row · V + token, rising
-    mass: Tensor  # (E,) float32, c − d; 1/V in the uniform row
-    totals: Tensor  # (R,) float32, C; 1 for the uniform row, 0 for the unseen one
-    kinds: Tensor  # (R,) float32, U; 0 for both
-    starts: Tensor  # (R,) int64, first entry of each row
-    widths: tuple[int, ...]  # J numbers: most entries of a row, for the rows of each length
-    dense: Tensor  # (dense rows, V) float32, the mass of every token in the rows of the shortest contexts
-    dense_columns: int  # how many of the J distributions have dense rows: 2 to J
-
-    def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """The rows of the contexts `rows` with `tokens` after them (int64, same shape), or UNSEEN."""
-        entry, found = self._find(rows, tokens)
-        return torch.where(found, entry + (ROOT + 1 - self.vocab_size), UNSEEN)
-
-    def mass_at(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """max(c − d, 0) of `tokens` in `rows`, broadcast against each other, float32."""
-        if self.dense_columns == len(self.widths):
-            return self.dense.view(-1)[rows * self.vocab_size + tokens]
-        entry, found = self._find(rows, tokens)
-        return self.mass[entry] * found
-
-    def mix(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Σ_j weights[:, j] · mass of row rows[:, j], for all tokens: (N, J), (N, J) → (N, V) float32.
-
-        O(N · V). Sparse rows are padded to the longest of their level, so that no size leaves the device.
-        """
-        d = self.dense_columns
-        out = F.embedding_bag(rows[:, :d], self.dense, per_sample_weights=weights[:, :d], mode="sum")
-        for j in range(d, len(self.widths)):
-            place = torch.arange(self.widths[j], device=rows.device)  # (W,)
-            row = rows[:, j : j + 1]
-            inside = place < self.kinds[row]  # (N, W)
-            entry = torch.where(inside, self.starts[row] + place, 0)
-            token = torch.where(inside, self.keys[entry] - row * self.vocab_size, 0)
-            out.scatter_add_(1, token, self.mass[entry] * weights[:, j : j + 1] * inside)
-        return out
-
-    def _find(self, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        key = rows * self.vocab_size + tokens
-        entry = torch.searchsorted(self.keys, key).clamp_max_(len(self.keys) - 1)
-        return entry, self.keys[entry] == key
-
-
-def build_table(
-    corpus: np.ndarray, vocab_size: int, context: int, discount: float, device: torch.device | str
-) -> NgramTable:
-    """One table on `device` of all contexts of 0 to `context` tokens in corpus (L,) int64."""
-    keys, mass = [np.arange(vocab_size)], [np.full(vocab_size, 1 / vocab_size)]
-    totals, kinds = [np.array([1, 0])], [np.array([0, 0])]  # of UNIFORM and UNSEEN
-    widths, row_count, dense_rows, dense_columns = [vocab_size], ROOT, ROOT, 1
-    for level in count_levels(corpus, vocab_size, context):
-        keys.append(level.keys + row_count * vocab_size)
-        mass.append(level.counts - discount)
-        totals.append(level.totals)
-        kinds.append(level.kinds)
-        widths.append(int(level.kinds.max()))
-        row_count += len(level.totals)
-        if row_count * vocab_size <= DENSE_ENTRIES or len(widths) == 2:
-            dense_rows, dense_columns = row_count, len(widths)
-
-    def tensor(parts: list[np.ndarray], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(dtype).to(device)
-
-    entry_keys, entry_mass = tensor(keys, torch.int64), tensor(mass, torch.float32)
-    dense = torch.zeros(dense_rows * vocab_size, device=device)
-    inside = entry_keys < len(dense)
-    dense[entry_keys[inside]] = entry_mass[inside]
-    return NgramTable(
-        vocab_size,
-        entry_keys,
-        entry_mass,
-        tensor(totals, torch.float32),
-        tensor(kinds, torch.float32),
-        torch.searchsorted(entry_keys, torch.arange(row_count, device=device) * vocab_size),
-        tuple(widths),
-        dense.view(dense_rows, vocab_size),
-        dense_columns,
-    )
+CHUNK_ENTRIES = 2**23  # probabilities that an opinion computes at a time
+SPARE = 4  # candidates of a row beyond k, where leaving out may change their order
 
 
 class NgramCritic:
     """Judges every token by interpolated n-gram counts of the training text (DESIGN section 3, Critics).
 
     corpus (L,) holds the ids of the training stream, in [0, vocab_size); `context` is the longest context in
-    tokens. A table costs about 30 bytes for each different window of up to context + 1 tokens, and at most
-    4 · DENSE_ENTRIES more. Raises ConfigError for a corpus or a setting that gives no table.
+    tokens. Raises ConfigError for a corpus or a setting that gives no table.
     """
 
     def __init__(
@@ -191,13 +55,13 @@ class NgramCritic:
         device: torch.device | str = "cpu",
     ) -> None:
         require(context >= 0, "critic.ngram-context", context, "use 0 or more tokens")
-        ids = _checked(corpus, vocab_size, discount, least=context + 1)
+        ids = checked_stream(corpus, vocab_size, discount, least=context + 1)
         self.vocab_size, self.context, self.discount = vocab_size, context, discount
         self.leave_one_out = leave_one_out
         self.table = build_table(ids, vocab_size, context, discount, device)
         self.corpus = torch.from_numpy(ids).int().to(device)  # (L,)
-        # The table of n tokens counted an occurrence when the n tokens before it match; the uniform row none.
-        self._needed_matches = torch.tensor([2**62, *range(context + 1)], device=device)  # (J,)
+        # A row of n tokens counted an occurrence when the n tokens before it match.
+        self._needed_matches = torch.arange(context, -1, -1, device=device)  # (J,)
 
     def opinion(self, tokens: Tensor, positions: Tensor | None = None) -> "NgramOpinion":
         """What follows each of tokens (B, T), N = B·T in row-major order; contexts stay inside the window.
@@ -206,28 +70,27 @@ class NgramCritic:
         corpus[positions[b] + t + 1], whose occurrence is left out. None: nothing is left out.
         """
         rows = self._rows(tokens)
-        totals, kinds = self.table.totals[rows], self.table.kinds[rows]  # (N, J)
+        totals, kinds = look_up(self.table.totals, rows), look_up(self.table.kinds, rows)  # (N, J)
         if positions is None or not self.leave_one_out:
-            return NgramOpinion(self.table, rows, self._weights(totals, kinds))
+            return NgramOpinion(self.table, rows, *self._weights(totals, kinds))
         gold, own = self._own_occurrence(tokens, positions)
-        mass = self.table.mass_at(rows, gold[:, None])  # (N, J)
+        mass = self.table.mass_at(rows, gold.unsqueeze(-1))  # (N, J)
         only = own * (mass < 1)  # a count of 1 has mass 1 − d: without it, one kind fewer
-        weights = self._weights(totals - own, kinds - only)
-        p_gold = (weights * (mass - own).clamp_min_(0)).sum(-1)  # (N,)
-        return NgramOpinion(self.table, rows, weights, (gold, p_gold))
+        weights, floor = self._weights(totals - own, kinds - only)
+        p_gold = floor + (weights * (mass - own).clamp_min_(0)).sum(-1)  # (N,)
+        return NgramOpinion(self.table, rows, weights, floor, (gold, p_gold))
 
     def _rows(self, tokens: Tensor) -> Tensor:
-        """The row of every distribution to mix after each token: (B, T) → (N, J) int64."""
-        shorter = torch.full_like(tokens, ROOT)
-        columns = [torch.full_like(tokens, UNIFORM), shorter]
-        for _ in range(self.context):
-            row = self.table.step(shorter, tokens)
-            columns.append(row)
-            shorter = F.pad(row[:, :-1], (1, 0), value=UNSEEN)  # the context that ends one token earlier
-        return torch.stack(columns, -1).flatten(0, 1)
+        """The row of every context that ends in each token: (B, T) → (N, J) int64."""
+        batch, length = tokens.shape
+        rows = tokens.new_full((batch, length + 1, self.context + 1), UNSEEN)  # at 0: before the window
+        rows[..., -1] = ROOT
+        for j in reversed(range(self.context)):
+            rows[:, 1:, j] = self.table.step(rows[:, :-1, j + 1], tokens)
+        return rows[:, 1:].flatten(0, 1)
 
     def _own_occurrence(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Gold (N,) int64 and, as 0 or 1, which tables counted it after this very context: (N, J) float32."""
+        """Gold (N,) int64 and, as 0 or 1, which rows counted it after this very context: (N, J) float32."""
         last = len(self.corpus) - 1
         place = torch.arange(tokens.shape[1], device=tokens.device)
         here = positions[:, None] + place  # (B, T)
@@ -238,155 +101,108 @@ class NgramCritic:
         own = matches.view(-1, 1) >= self._needed_matches
         return gold.view(-1), own.float()
 
-    def _weights(self, totals: Tensor, kinds: Tensor) -> Tensor:
-        """Factors (N, J) of each row's mass in the interpolated probability, from its C and U (N, J)."""
+    def _weights(self, totals: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """From each row's C and U (N, J), the factor of its mass in p (N, J), and the floor of p (N,)."""
         seen, totals = totals > 0, totals.clamp_min(1)
-        passed_on = torch.where(seen, self.discount * kinds / totals, 1.0)
-        onward = passed_on.flip(-1).cumprod(-1).flip(-1)  # Π over this and all longer contexts
-        return seen / totals * F.pad(onward[:, 1:], (0, 1), value=1.0)
+        share = torch.where(seen, self.discount * kinds / totals, 1.0).cumprod(-1)  # left to shorter contexts
+        weights = seen / totals
+        weights[:, 1:] *= share[:, :-1]
+        return weights, share[:, -1] / self.vocab_size
 
 
 class NgramOpinion:
     """What the n-gram critic thinks at N positions (a CriticOpinion); log-probabilities in nats, float32."""
 
     def __init__(
-        self, table: NgramTable, rows: Tensor, weights: Tensor, gold: tuple[Tensor, Tensor] | None = None
+        self,
+        table: DenseTable | SparseTable,
+        rows: Tensor,
+        weights: Tensor,
+        floor: Tensor,
+        gold: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self._table, self._rows, self._weights = table, rows, weights  # (N, J) both
+        self._table, self._rows, self._weights, self._floor = table, rows, weights, floor  # (N, J) twice, (N,)
         self._gold = gold  # ids and probabilities (N,) of the one token whose counts are not the table's
 
     def rows(self, start: int, stop: int) -> "NgramOpinion":
         """The opinion at positions start … stop − 1."""
-        gold = None if self._gold is None else (self._gold[0][start:stop], self._gold[1][start:stop])
-        return NgramOpinion(self._table, self._rows[start:stop], self._weights[start:stop], gold)
+        here = slice(start, stop)
+        gold = None if self._gold is None else (self._gold[0][here], self._gold[1][here])
+        return NgramOpinion(self._table, self._rows[here], self._weights[here], self._floor[here], gold)
 
     def top_ids(self, k: int) -> Tensor:
-        """The k likeliest tokens, best first, ties to the lowest id: (N, k) int64. Costs O(N · V).
+        """The k likeliest tokens, best first, ties to the lowest id: (N, k) int64.
 
-        torch.topk leaves ties open; pairs (p, lowest id) never tie, and floats >= 0 sort like their bits.
+        Exact, but for one case: a sparse table ranks the first entries of every row, in an order from before
+        anything was left out. Gold is always ranked. In a row of more than m = k + SPARE entries, leaving one
+        out changes C and U by at most 1 in m, so that another entry would have to pass SPARE better ones by
+        that: at 100,000 positions of WikiText-2 in GPT-2's tokens it never did. Raises ValueError for k > V.
         """
-        ids = torch.arange(self._table.vocab_size, device=self._rows.device)
-        ranks = ((part._probs.view(torch.int32).long() << 32) - ids for part in self._parts())
-        return torch.cat([rank.topk(k).indices for rank in ranks])
+        vocab_size = self._table.vocab_size
+        if k > vocab_size:
+            raise ValueError(f"top-k asks for {k} tokens of a vocabulary of {vocab_size}; use k <= {vocab_size}")
+        return torch.cat([part._top_ids(k) for part in self._parts()])
 
     def log_probs(self, ids: Tensor) -> Tensor:
-        """Log-probabilities over the full vocabulary of ids (N, K), as (N, K).
-
-        Gathered from all V where these fit a chunk (top_ids shares them), else one lookup per id and length.
-        """
-        if self._fits:
-            return self._probs.gather(1, ids).log_()
-        mass = self._table.mass_at(self._rows[:, None], ids[:, :, None])  # (N, K, J)
-        p = (mass * self._weights[:, None]).sum(-1)  # (N, K)
-        if self._gold is not None:
-            gold, p_gold = self._gold
-            p = torch.where(ids == gold[:, None], p_gold[:, None], p)
-        return p.log_()
+        """Log-probabilities over the full vocabulary of ids (N, K), as (N, K)."""
+        chunks = ids.split(self._chunk_size)
+        return torch.cat([part._probs(chunk).log_() for part, chunk in zip(self._parts(), chunks, strict=True)])
 
     def full(self) -> Tensor:
         """All log-probabilities: (N, V)."""
-        return torch.cat([part._probs.log() for part in self._parts()])
+        vocabulary = torch.arange(self._table.vocab_size, device=self._rows.device)
+        return self.log_probs(vocabulary.expand(len(self._rows), -1))
 
     @property
-    def _fits(self) -> bool:
-        return len(self._rows) * self._table.vocab_size <= CHUNK_ENTRIES
+    def _chunk_size(self) -> int:
+        """Positions at a time: for a sparse table as if its work were that of the largest dense one."""
+        return max(1, CHUNK_ENTRIES // min(self._table.vocab_size, DENSE_VOCABULARY))
 
     def _parts(self) -> Iterator["NgramOpinion"]:
-        """This opinion, in pieces of at most CHUNK_ENTRIES probabilities."""
-        if self._fits:
+        """This opinion, or pieces of it of _chunk_size positions."""
+        if len(self._rows) <= self._chunk_size:
             yield self
             return
-        size = max(1, CHUNK_ENTRIES // self._table.vocab_size)
-        for start in range(0, len(self._rows), size):
-            yield self.rows(start, start + size)
+        for start in range(0, len(self._rows), self._chunk_size):
+            yield self.rows(start, start + self._chunk_size)
 
     @cached_property
-    def _probs(self) -> Tensor:
-        p = self._table.mix(self._rows, self._weights)  # (N, V)
+    def _dense(self) -> Tensor:
+        """All probabilities (N, V) from a dense table, which top_ids and log_probs share."""
+        assert isinstance(self._table, DenseTable)
+        p = self._table.mix(self._rows, self._weights).add_(self._floor[:, None])
         if self._gold is not None:
             gold, p_gold = self._gold
             p.scatter_(1, gold[:, None], p_gold[:, None])
         return p
 
+    def _probs(self, ids: Tensor) -> Tensor:
+        if isinstance(self._table, DenseTable):
+            return self._dense.gather(1, ids)
+        p = self._table.mix_at(self._rows, self._weights, ids).add_(self._floor[:, None])  # (N, K)
+        if self._gold is not None:
+            gold, p_gold = self._gold
+            p = torch.where(ids == gold[:, None], p_gold[:, None], p)
+        return p
 
-def ngram_ladder(
-    train: Stream, val: Stream, vocab_size: int, longest: int = 6, discount: float = 0.75, skip: int = 10
-) -> list[dict[str, float]]:
-    """How n-grams of `train` predict `val`: {"context", "ce" (nats), "accuracy"} for contexts of 1 … longest.
+    def _top_ids(self, k: int) -> Tensor:
+        if isinstance(self._table, DenseTable):
+            return top_ids(self._dense, k)
+        m = k if self._gold is None else k + SPARE
+        ids, p = self._table.candidates(self._rows, self._weights, m)  # (N, J, m + 1)
+        p += self._floor[:, None, None]
+        if self._gold is not None:
+            gold, p_gold = self._gold[0].int(), self._gold[1]
+            p = torch.where(ids == gold[:, None, None], -torch.inf, p)
+            ids[:, 0, m], p[:, 0, m] = gold, p_gold  # in the last column, which is free
+        ids = ids.flatten(1).long()  # (N, J (m + 1))
+        return ids.gather(1, _best(p.flatten(1), ids, k))
 
-    Contexts run over the whole of `val`; its first `skip` tokens are not scored. Time and memory grow with
-    the different windows, not with V: an entry is scored from its own suffix, and the likeliest token after
-    a context is among its entries or is its suffix's. Raises ConfigError for unusable streams.
+
+def _best(p: Tensor, ids: Tensor, k: int) -> Tensor:
+    """Columns of the k largest of p (N, C), best first, of equals the lowest of ids (N, C): (N, k).
+
+    torch.topk leaves ties open; pairs (p, lowest id) never tie, and floats >= 0 sort like their bits.
     """
-    train = _checked(train, vocab_size, discount, least=longest + 1)
-    val = _checked(val, vocab_size, discount, least=skip + 1)
-    p, guess = np.full(len(val), 1 / vocab_size), np.zeros(len(val), np.int64)
-    context = np.zeros(len(val), np.int64)  # number of what stands before each token; −1: unseen
-    scored = _Scored.uniform(len(train), vocab_size)
-    ladder: list[dict[str, float]] = []
-    for n, level in enumerate(count_levels(train, vocab_size, longest)):
-        scored = scored.longer(level, vocab_size, discount)
-        key = context * vocab_size + val
-        entry = np.searchsorted(level.keys, key).clip(max=len(level.keys) - 1)
-        found, seen = level.keys[entry] == key, context >= 0
-        p = np.where(found, scored.p[entry], np.where(seen, scored.passed_on[context], 1) * p)
-        guess = np.where(seen, scored.best[context], guess)
-        context = np.concatenate([[-1], np.where(found, entry, -1)[:-1]])
-        if n > 0:
-            ce, accuracy = -np.log(p[skip:]).mean(), (guess == val)[skip:].mean()
-            ladder.append({"context": n, "ce": float(ce), "accuracy": float(accuracy)})
-    return ladder
-
-
-def leave_one_out_ladder(
-    train: Stream, vocab_size: int, longest: int = 6, discount: float = 0.75, skip: int = 10
-) -> list[dict[str, float]]:
-    """The ladder on `train` itself, each token judged by counts without it: {"context", "ce"} each."""
-    train = _checked(train, vocab_size, discount, least=max(longest, skip) + 1)
-    p = np.full(len(train), 1 / vocab_size)
-    ladder: list[dict[str, float]] = []
-    for n, level in enumerate(count_levels(train, vocab_size, longest)):
-        parent = level.parents[level.windows]  # (L − n,)
-        count, total = level.counts[level.windows] - 1, level.totals[parent] - 1
-        kinds = level.kinds[parent] - (count == 0)
-        longer = (np.maximum(count - discount, 0) + discount * kinds * p[n:]) / np.maximum(total, 1)
-        p[n:] = np.where(total > 0, longer, p[n:])
-        if n > 0:
-            ladder.append({"context": n, "ce": float(-np.log(p[skip:]).mean())})
-    return ladder
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A level with its interpolated probabilities (numpy)."""
-
-    p: np.ndarray  # (E,) of each entry's token after its context
-    passed_on: np.ndarray  # (M,) d · U / C, the share of the shorter context; 1 where C = 0
-    best: np.ndarray  # (M,) likeliest token after each context, ties to the lowest id
-    best_p: np.ndarray  # (M,) its probability
-    windows: np.ndarray  # the level's own
-    suffix: np.ndarray  # (E,) the entry one level below that lacks the first token
-
-    @staticmethod
-    def uniform(length: int, vocab_size: int) -> "_Scored":
-        """Below the unigram of a corpus of `length` tokens: one context, one entry, 1/V."""
-        zero, share = np.zeros(1, np.int64), np.full(1, 1 / vocab_size)
-        return _Scored(share, np.ones(1), zero, share, np.zeros(length + 1, np.int64), zero)
-
-    def longer(self, level: Level, vocab_size: int, discount: float) -> "_Scored":
-        """The next level, whose contexts are this one's entries."""
-        suffix = np.empty(len(level.keys), np.int64)
-        suffix[level.windows] = self.windows[1:]
-        totals = np.maximum(level.totals, 1)
-        passed_on = np.where(level.totals > 0, discount * level.kinds / totals, 1)
-        p = (level.counts - discount) / totals[level.parents] + passed_on[level.parents] * self.p[suffix]
-
-        best, best_p = self.best[self.suffix], passed_on * self.best_p[self.suffix]
-        starts = np.flatnonzero(np.diff(level.parents, prepend=-1))
-        parent, top = level.parents[starts], np.maximum.reduceat(p, starts)
-        top_entry = np.flatnonzero(p == np.repeat(top, level.kinds[parent]))
-        lowest = top_entry[np.diff(level.parents[top_entry], prepend=-1) > 0]  # of equals, the first entry
-        token = level.keys[lowest] % vocab_size
-        wins = (top > best_p[parent]) | ((top == best_p[parent]) & (token < best[parent]))
-        best[parent[wins]], best_p[parent[wins]] = token[wins], top[wins]
-        return _Scored(p, passed_on, best, best_p, level.windows, suffix)
+    rank = (p.view(torch.int32).long() << 32) - ids  # (N, C)
+    return rank.topk(k).indices

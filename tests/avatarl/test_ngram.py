@@ -1,8 +1,5 @@
-"""The n-gram critic and ladder against counting by hand and against DESIGN section 3's reference table."""
+"""The n-gram critic against counting by hand and against DESIGN section 3's reference table."""
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -11,37 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from avatarl import ngram
-from avatarl.ngram import NgramCritic, leave_one_out_ladder, ngram_ladder
+from avatarl import ngram, ngram_tables
+from avatarl.ngram import NgramCritic
 from config import ConfigError
+from tests.avatarl.ngram_oracle import STORAGE, oracle, stored
 
 TRAIN_CHARACTERS = 1_003_854  # nine tenths of tinyshakespeare, as in DESIGN's table
-
-
-def oracle(corpus, vocab_size, context, discount, before, place=None):
-    """Next-token distribution after `before`, straight from the formula; corpus[place] is left out."""
-    p = [Fraction(1, vocab_size)] * vocab_size
-    for n in range(min(context, len(before)) + 1):
-        wanted = list(before[len(before) - n :])
-        ends = [i for i in range(n, len(corpus)) if corpus[i - n : i] == wanted and i != place]
-        counts = Counter(corpus[i] for i in ends)
-        if ends:
-            spread = discount * len(counts)
-            p = [(max(counts[w] - discount, 0) + spread * p[w]) / len(ends) for w in range(vocab_size)]
-    return p
-
-
-@contextmanager
-def limits(dense: int, chunk: int) -> Iterator[None]:
-    """Store and compute as if only so many table entries or probabilities fitted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngram, "DENSE_ENTRIES", dense)
-        patch.setattr(ngram, "CHUNK_ENTRIES", chunk)
-        yield
-
-
-LIMITS = {"dense": (2**26, 2**23), "mixed": (40, 2**23), "sparse": (0, 2**23), "sparse, chunked": (0, 9)}
 
 
 @st.composite
@@ -60,13 +35,13 @@ def cases(draw):
     return corpus, vocab_size, context, torch.tensor(windows), torch.tensor(positions)
 
 
-@pytest.mark.parametrize("storage", LIMITS)
+@pytest.mark.parametrize("storage", STORAGE)
 @settings(deadline=None, max_examples=40)
 @given(case=cases(), leave_one_out=st.booleans(), discount=st.sampled_from([Fraction(1, 4), Fraction(3, 4)]))
 def test_opinion_is_the_formula(storage, case, leave_one_out, discount):
     """Catches a wrong weight, count, context, left-out token or fallback, in every way of storing counts."""
     corpus, vocab_size, context, tokens, positions = case
-    with limits(*LIMITS[storage]):
+    with stored(storage):
         critic = NgramCritic(np.array(corpus), vocab_size, context=context, discount=float(discount))
         opinion = critic.opinion(tokens, positions if leave_one_out else None)
         p = opinion.full().exp()
@@ -81,12 +56,12 @@ def test_opinion_is_the_formula(storage, case, leave_one_out, discount):
     torch.testing.assert_close(p.sum(-1), torch.ones(len(p)))
 
 
-@pytest.mark.parametrize("storage", LIMITS)
+@pytest.mark.parametrize("storage", STORAGE)
 def test_rows_are_a_slice_and_top_ids_a_ranking(storage):
     """Catches a slice that loses the left-out token, and a top-k that breaks ties by chance."""
     corpus = torch.from_numpy(np.random.default_rng(0).integers(0, 9, 300))
     tokens, positions = corpus.unfold(0, 8, 1)[::37], torch.arange(0, 293, 37)
-    with limits(*LIMITS[storage]):
+    with stored(storage):
         opinion = NgramCritic(corpus, 13, context=3).opinion(tokens, positions)  # ids 9 … 12 never occur: ties
         full, ids = opinion.full(), opinion.top_ids(13)
         part = opinion.rows(5, 23)
@@ -98,10 +73,98 @@ def test_rows_are_a_slice_and_top_ids_a_ranking(storage):
     assert (ids[ids >= 9].view(-1, 4) == torch.arange(9, 13)).all()
 
 
-def test_ties_go_to_the_lowest_id():
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), leave_one_out=st.booleans(), k=st.integers(1, 7), spare=st.integers(0, 4))
+def test_top_ids_are_the_likeliest(case, leave_one_out, k, spare):
+    """Catches a sparse top-k that lacks a token although no count is left out, or that holds one twice."""
+    corpus, vocab_size, context, tokens, positions = case
+    k = min(k, vocab_size)
+    with stored("sparse"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngram, "SPARE", spare)
+        opinion = NgramCritic(np.array(corpus), vocab_size, context=context).opinion(
+            tokens, positions if leave_one_out else None
+        )
+        ids, full = opinion.top_ids(k), opinion.full()
+    assert ids.dtype == torch.int64 and ids.shape == (tokens.numel(), k)
+    assert all(len(set(row)) == k for row in ids.tolist())
+    values, best = full.gather(1, ids), full.sort(-1, descending=True).values[:, :k]
+    assert (values.diff() < 1e-6).all()
+    if not leave_one_out or k + spare >= vocab_size:
+        torch.testing.assert_close(values, best)
+
+
+def test_leaving_out_keeps_the_best_of_real_text(shakespeare):
+    """Catches candidates that are too few under leave-one-out, for sparse tables of a real distribution."""
+    points = np.frombuffer(shakespeare[:200_000].encode("utf-32-le"), np.uint32)
+    points = points[: len(points) // 2 * 2]
+    pairs = np.unique(points.reshape(-1, 2), axis=0, return_inverse=True)[1]  # two characters are one token
+    corpus, vocab_size = torch.from_numpy(pairs), int(pairs.max()) + 1
+    assert vocab_size > ngram_tables.DENSE_VOCABULARY
+    positions = torch.arange(0, 90_000, 4_999)
+    opinion = NgramCritic(corpus, vocab_size).opinion(corpus.unfold(0, 64, 1)[positions], positions)
+    wanted = opinion.full().topk(16).values
+    torch.testing.assert_close(opinion.log_probs(opinion.top_ids(16)), wanted)
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_ties_go_to_the_lowest_id(storage):
     """Catches ties that go to the highest id or to whatever comes first in memory."""
-    opinion = NgramCritic(np.array([5, 5, 5, 2, 5, 5]), 7, context=0).opinion(torch.tensor([[5, 2]]))
-    assert opinion.top_ids(5).tolist() == [[5, 2, 0, 1, 3]] * 2
+    with stored(storage):
+        critic = NgramCritic(np.array([5, 5, 5, 2, 5, 5]), 7, context=0)
+        assert critic.opinion(torch.tensor([[5, 2]])).top_ids(5).tolist() == [[5, 2, 0, 1, 3]] * 2
+        pairs = NgramCritic(np.array([0, 6, 0, 4, 0, 5, 0, 3, 1, 1]), 7, context=1)
+        assert pairs.opinion(torch.tensor([[0]])).top_ids(7).tolist() == [[0, 1, 3, 4, 5, 6, 2]]
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_unseen_contexts_fall_back(storage):
+    """Catches tokens proposed by, or masses read from, the row that contexts without a row point at."""
+    corpus = np.random.default_rng(7).integers(0, 5, 200)
+    with stored(storage):
+        critic = NgramCritic(corpus, 9, context=3)
+        unseen = critic.opinion(torch.tensor([[8, 8, 8, 7, 1]]))  # 7 and 8 never occur
+        known = critic.opinion(torch.tensor([[1]]))
+        unigram = NgramCritic(corpus, 9, context=0).opinion(torch.zeros(1, 4, dtype=torch.int64))
+        torch.testing.assert_close(unseen.full(), torch.cat([unigram.full(), known.full()]))
+        assert torch.equal(unseen.top_ids(9), torch.cat([unigram.top_ids(9), known.top_ids(9)]))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any operation made anew."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given, made = (
+            {t.untyped_storage().data_ptr(): t.numel() for t in tree_leaves(tree) if isinstance(t, Tensor)}
+            for tree in (args, out)
+        )
+        self.elements = max([self.elements, *(made[place] for place in made.keys() - given.keys())])
+        return out
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_a_large_vocabulary_is_never_laid_out(leave_one_out):
+    """Catches any tensor of size (N, V), or of size V: an opinion's cost must not grow with the vocabulary."""
+    vocab_size, n = 50_257, 96
+    corpus = torch.from_numpy(np.random.default_rng(6).zipf(1.3, 5_000) % vocab_size)
+    critic, positions = NgramCritic(corpus, vocab_size), torch.arange(0, 4_000, 350)
+    tokens = corpus.unfold(0, n // len(positions), 1)[positions]
+    with Largest() as watch:
+        opinion = critic.opinion(tokens, positions if leave_one_out else None).rows(0, n)
+        opinion.log_probs(opinion.top_ids(16).repeat(1, 2))
+    assert 0 < watch.elements <= n * 5 * (16 + ngram.SPARE + 1) < vocab_size
+    assert opinion.top_ids(16).shape == (n, 16)
+
+
+@pytest.mark.parametrize("storage", ["dense", "sparse"])
+def test_more_than_the_vocabulary_is_refused(storage):
+    """Catches ids that are no tokens, where k exceeds V."""
+    with stored(storage):
+        opinion = NgramCritic(np.arange(5), 5).opinion(torch.tensor([[1, 2]]))
+        with pytest.raises(ValueError, match="k <= 5"):
+            opinion.top_ids(6)
 
 
 def test_a_window_knows_nothing_before_its_start():
@@ -129,58 +192,26 @@ def test_long_contexts_of_a_large_vocabulary():
     vocab_size, unit = 50_257, np.random.default_rng(3).integers(0, 50_257, 60)
     corpus = np.concatenate([unit, unit[:40], unit[:50]])
     opinion = NgramCritic(corpus, vocab_size, context=16).opinion(torch.from_numpy(corpus[None, 70:95]))
-    p = opinion.full().exp()
-    torch.testing.assert_close(p.sum(-1), torch.ones(25))
     ids = torch.from_numpy(unit).repeat(25, 1)
-    torch.testing.assert_close(opinion.log_probs(ids).exp(), p.gather(1, ids))
     small = {int(token): i for i, token in enumerate(dict.fromkeys(corpus))}
     renamed = [small[int(token)] for token in corpus]
     for t in (3, 24):
-        left = oracle(renamed, vocab_size, 16, 0.75, renamed[70 : 71 + t])
-        ours = p[t, torch.tensor(list(small))]
+        p = opinion.rows(t, t + 1).full().exp()
+        torch.testing.assert_close(p.sum(-1), torch.ones(1))
+        torch.testing.assert_close(opinion.log_probs(ids)[t].exp(), p[0, ids[t]])
+        left = oracle(renamed, vocab_size, 16, Fraction(3, 4), renamed[70 : 71 + t])
+        ours = p[0, torch.tensor(list(small))]
         torch.testing.assert_close(ours, torch.tensor([float(x) for x in left[: len(small)]]))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_ladders_are_the_formula(seed):
-    """Catches a wrong suffix, fallback, guess or offset in the ladders, which score on their own."""
-    stream = np.random.default_rng(seed).integers(0, 4, 150)
-    train, val = stream[:110].tolist(), stream[110:].tolist()
-    ladder, own = ngram_ladder(stream[:110], stream[110:], 5), leave_one_out_ladder(stream[:110], 5)
-    assert [r["context"] for r in ladder] == [r["context"] for r in own] == [1, 2, 3, 4, 5, 6]
-    for n in (1, 2, 4, 6):
-        ps = [oracle(train, 5, n, Fraction(3, 4), val[:t]) for t in range(10, len(val))]
-        golds = val[10:]
-        ce = -np.log([float(p[g]) for p, g in zip(ps, golds, strict=True)]).mean()
-        accuracy = np.mean([p.index(max(p)) == g for p, g in zip(ps, golds, strict=True)])
-        assert ladder[n - 1]["ce"] == pytest.approx(ce, abs=1e-9)
-        assert ladder[n - 1]["accuracy"] == pytest.approx(accuracy, abs=1e-9)
-        left_out = [oracle(train, 5, n, Fraction(3, 4), train[:t], t)[train[t]] for t in range(10, len(train))]
-        assert own[n - 1]["ce"] == pytest.approx(-np.log([float(p) for p in left_out]).mean(), abs=1e-9)
-
-
-@pytest.fixture(scope="module")
-def characters(shakespeare: str) -> np.ndarray:
-    """tinyshakespeare as ids of its sorted characters."""
-    points = np.frombuffer(shakespeare.encode("utf-32-le"), np.uint32)
-    return np.unique(points, return_inverse=True)[1]
-
-
-def test_reference_table(characters):
-    """Catches any departure from DESIGN's n-gram: both of its rows, to half a unit of the last digit."""
-    train, val = characters[:TRAIN_CHARACTERS], characters[TRAIN_CHARACTERS:]
-    ladder = ngram_ladder(train, val, 65)
-    assert [r["ce"] for r in ladder] == pytest.approx([2.4865, 2.0560, 1.7896, 1.6922, 1.7214, 1.7868], abs=5e-4)
-    accuracy = [100 * r["accuracy"] for r in ladder]
-    assert accuracy == pytest.approx([27.0, 38.1, 47.2, 52.7, 54.2, 54.8], abs=0.1)
-    own = [r["ce"] for r in leave_one_out_ladder(train, 65)]
-    assert own == pytest.approx([2.4537, 1.9202, 1.5727, 1.4502, 1.4547, 1.5058], abs=5e-4)
-
-
-def test_critic_reproduces_the_reference(characters):
+@pytest.mark.parametrize("storage", ["dense", "sparse"])
+def test_critic_reproduces_the_reference(storage, shakespeare):
     """Catches a critic that departs from DESIGN's table at real size: each split is one long window."""
-    train, val = torch.from_numpy(characters).split([TRAIN_CHARACTERS, len(characters) - TRAIN_CHARACTERS])
-    critic = NgramCritic(train, 65, context=4)
+    points = np.frombuffer(shakespeare.encode("utf-32-le"), np.uint32)
+    characters = torch.from_numpy(np.unique(points, return_inverse=True)[1])
+    train, val = characters.split([TRAIN_CHARACTERS, len(characters) - TRAIN_CHARACTERS])
+    with stored(storage):
+        critic = NgramCritic(train, 65, context=4)
     own = critic.opinion(train[None, :-1], torch.tensor([0])).log_probs(train[1:, None])
     assert -own[9:].mean().item() == pytest.approx(1.4502, abs=5e-4)
     unseen = critic.opinion(val[None, :-1])
@@ -203,7 +234,7 @@ def test_bad_input_is_named(corpus, arguments, named):
         NgramCritic(np.array(corpus), 3, **{"context": 1, **arguments})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("storage", ["dense", "sparse"])
 def test_gpu_agrees_and_never_waits(storage):
     """Catches a host synchronisation per opinion, and results that differ between devices."""
@@ -222,6 +253,6 @@ def test_gpu_agrees_and_never_waits(storage):
         torch.cuda.set_sync_debug_mode("default")
         return log_probs.cpu(), opinion.full().cpu()
 
-    with limits(*LIMITS[storage]):
+    with stored(storage):
         for ours, reference in zip(results("cuda"), results("cpu"), strict=True):
             torch.testing.assert_close(ours, reference)
