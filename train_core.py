@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from config import Config
 from data.batches import Batch, TrainingBatches, prefetch, validation_windows
+from data.critic_cache import CriticCache
 from data.prepare import Dataset
 from generation import generate
 from model import GPT
@@ -26,6 +27,7 @@ from training import checkpoint as checkpoints
 from training.checkpoint import TrainState
 from training.distributed import World, all_sum, any_rank
 from training.evaluation import evaluate
+from training.finite import BadSteps, finite_everywhere, step_where
 from training.hardware import Hardware, matmul_peak, peak_memory_gb, synchronise
 from training.optim import clip_gradients, lr_share, set_lr
 from training.record import Recorder
@@ -72,6 +74,8 @@ class Job:
     folder: Path
     recorder: Recorder
     state: TrainState = field(default_factory=TrainState)
+    cache: CriticCache | None = None
+    """What a cached critic thinks of the training windows."""
 
     def __post_init__(self) -> None:
         module: nn.Module = self.objective
@@ -79,8 +83,11 @@ class Job:
             ids = [self.hardware.device.index] if self.hardware.device.type == "cuda" else None
             module = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
         self.module = module
+        self.bad_steps = BadSteps(self.hardware.device, self.state.bad_in_a_row, self.state.bad_steps)
         train, model = self.config.train, self.config.model
-        self.batches = TrainingBatches(self.dataset.train, model.block_size, train.batch_size, self.config.run.seed)
+        self.batches = TrainingBatches(
+            self.dataset.train, model.block_size, train.batch_size, self.config.run.seed, cache=self.cache
+        )
         share = train.batch_size // self.world.size
         begin, micro = self.world.rank * share, share // train.grad_accum
         self.slices = [(begin + i * micro, begin + (i + 1) * micro) for i in range(train.grad_accum)]
@@ -103,20 +110,33 @@ def fit(job: Job) -> int:
             share = lr_share(state.step, steps, config.optim)
             set_lr(job.optimizers, share)
             micros = [next(batches) for _ in job.slices]
-            due = (state.step + 1) % config.log.every == 0 or state.step + 1 == steps
+            due = is_every(config.log.every, state.step + 1) or state.step + 1 == steps
+            last = state.step + 1 == steps
+            evaluating = last or is_every(config.eval.every, state.step + 1)
+            saving = last or is_every(config.train.checkpoint_every, state.step + 1)
+            waiting = due or evaluating or saving
             with meter.running():
                 loss, norm, metrics = learn(job, micros, measure=due)
-            job.objective.after_step(state.step)
+                job.objective.after_step(state.step)
+                if waiting:  # so that the time of queued kernels counts as training
+                    synchronise(job.hardware.device)
+            if waiting or job.hardware.device.type == "cpu":
+                check_finite(job)
             meter.after_step(loss, norm, metrics, share, due)
-            if state.step == steps or (config.eval.every and state.step % config.eval.every == 0):
+            if evaluating:
                 measure_validation(job)
-            every = config.train.checkpoint_every
             stopping = any_rank(stop.signal is not None)
-            if stopping or state.step == steps or (every and state.step % every == 0):
+            if stopping or saving:
+                check_finite(job)
                 save(job)
-            if stopping and state.step < steps:
+            if stopping and not last:
                 return stop_code(stop)
     return 0
+
+
+def is_every(every: int, step: int) -> bool:
+    """Whether what happens each `every` steps (0: never) is due at `step`."""
+    return every > 0 and step % every == 0
 
 
 def stop_code(stop: StopRequest) -> int:
@@ -127,10 +147,11 @@ def stop_code(stop: StopRequest) -> int:
 def learn(job: Job, micros: list[Batch], measure: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One step on this process's micro-batches: mean loss, gradient norm before clipping, metrics.
 
-    A loss or gradient that is not finite on any process is skipped by all of them.
+    A loss or gradient that is not finite on any process is skipped by all of them. On a GPU nothing here waits
+    for it: the outcome stays on the device.
     """
     state, config = job.state, job.config
-    checkpoints.seed_everything(config.run.seed, state.step, job.world.rank)
+    checkpoints.seed_everything(config.run.seed, state.step, job.world.rank, job.hardware.device)
     rollouts: list[dict[str, Any]] = [{} for _ in micros]
     mean_loss, norm, found = torch.zeros(()), torch.zeros(()), list[dict[str, Tensor]]()
     for epoch in range(job.objective.inner_epochs):
@@ -146,31 +167,32 @@ def learn(job: Job, micros: list[Batch], measure: bool) -> tuple[Tensor, Tensor,
                 found.append(metrics)
         mean_loss = torch.stack(losses).mean()
         norm = clip_gradients(job.module, config.optim.grad_clip)
-        if any_rank(not bool(torch.isfinite(norm + mean_loss))):
-            skip(job)
-        else:
-            for optimizer in job.optimizers:
-                optimizer.step()
-            state.bad_in_a_row = 0
+        finite = finite_everywhere(mean_loss, norm)
+        step_where(finite, job.optimizers)
+        job.bad_steps.count(finite)
         job.module.zero_grad(set_to_none=True)
     state.step += 1
     keys = found[0]
     return mean_loss, norm, {k: torch.stack([m[k] for m in found]).mean() for k in keys}
 
 
-def skip(job: Job) -> None:
-    """Count a step that was not finite; give up after too many in a row."""
+def check_finite(job: Job) -> None:
+    """Report steps that were skipped since the last look; give up after too many in a row."""
     state = job.state
-    state.bad_steps += 1
-    state.bad_in_a_row += 1
+    before = state.bad_steps
+    state.bad_in_a_row, longest, state.bad_steps = job.bad_steps.read()
+    if state.bad_steps == before:
+        return
+    count = state.bad_steps - before
     job.recorder.warn(
-        f"step {state.step}: loss or gradient is not finite; step skipped ({state.bad_in_a_row} in a row)"
+        f"step {state.step}: loss or gradient is not finite; {count} step{'s' * (count > 1)} skipped "
+        f"({longest} in a row)"
     )
-    if state.bad_in_a_row >= job.config.train.max_bad_steps:
+    if longest >= job.config.train.max_bad_steps:
         good = checkpoints.stored(job.folder / "checkpoints")
         where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         raise RunFailed(
-            f"step {state.step}: loss or gradient not finite for {state.bad_in_a_row} steps in a row; {where}. "
+            f"step {state.step}: loss or gradient not finite for {longest} steps in a row; {where}. "
             "Lower the learning rate or warm up longer."
         )
 
@@ -246,7 +268,6 @@ class Meter:
         if not due:
             job.recorder.advance()
             return
-        synchronise(job.hardware.device)
         names = ["train/loss", *metrics]
         values = torch.stack([loss.float(), *(m.float() for m in metrics.values())]).cpu()
         line = dict(zip(names, (all_sum(values) / job.world.size).tolist(), strict=True))

@@ -10,12 +10,14 @@ Shapes: B batch, T positions, N = B·T, V vocabulary, D the critic's width, K to
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from avatarl.action_space import top_ids
+from avatarl.softmax_gradient import log_partition
 from config import require
 from model import GPT
 
@@ -59,28 +61,34 @@ class DenseOpinion:
 
 
 class HiddenOpinion:
-    """A model's opinion, held as hidden states (N, D); logits exist for one chunk of rows at a time."""
+    """A model's opinion, held as hidden states (N, D); logits exist for one chunk of rows at a time.
+
+    The products run in the unembedding's type: bfloat16 where the model's own do. Log-probabilities are made
+    only for the ids that are asked for.
+    """
 
     def __init__(self, hidden: Tensor, unembedding: Tensor) -> None:
         self._hidden, self._unembedding = hidden, unembedding
-        self._dense: DenseOpinion | None = None
 
     def rows(self, start: int, stop: int) -> "HiddenOpinion":
         return HiddenOpinion(self._hidden[start:stop], self._unembedding)
 
-    def _logits_of_rows(self) -> DenseOpinion:
-        if self._dense is None:
-            logits = self._hidden @ self._unembedding.T  # (N, V)
-            self._dense = DenseOpinion(logits.float().log_softmax(-1))
-        return self._dense
+    @cached_property
+    def _logits(self) -> Tensor:
+        with torch.autocast(self._hidden.device.type, enabled=False):
+            return self._hidden.to(self._unembedding.dtype) @ self._unembedding.T  # (N, V)
+
+    @cached_property
+    def _log_partition(self) -> Tensor:
+        return log_partition(self._logits)  # (N, 1)
 
     @torch.no_grad()
     def top_ids(self, k: int) -> Tensor:
-        return self._logits_of_rows().top_ids(k)
+        return top_ids(self._logits, k)
 
     @torch.no_grad()
     def log_probs(self, ids: Tensor) -> Tensor:
-        return self._logits_of_rows().log_probs(ids)
+        return self._logits.gather(-1, ids) - self._log_partition
 
 
 class EitherOpinion:
@@ -103,10 +111,13 @@ def model_opinion(model: GPT, tokens: Tensor, autocast: Autocast = nullcontext) 
     """A model's opinion of tokens (B, T) at all N positions, without gradients and without dropout."""
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast():
+    with torch.inference_mode(), autocast():
         hidden = model.hidden(tokens).flatten(0, 1)  # (N, D)
+        kind = tokens.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        unembedding = model.unembedding.to(dtype)
     model.train(was_training)
-    return HiddenOpinion(hidden, model.unembedding.detach())
+    return HiddenOpinion(hidden, unembedding)
 
 
 class ModelCritic:

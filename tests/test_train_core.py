@@ -97,7 +97,7 @@ def test_a_step_that_is_not_finite_is_skipped(place, monkeypatch, where):
     assert outcome.code == 0
     before, after = snapshots
     assert len(before) == len(after) > 10 and all(map(torch.equal, before, after))
-    assert "step 4" in outcome.err and "not finite" in outcome.err
+    assert "step 5" in outcome.err and "not finite" in outcome.err
     assert json.loads(Path("runs/run/result.json").read_text())["skipped_steps"] == 1
     assert all(tensor.isfinite().all() for tensor in weights(Path("runs/run")).values())
     text = Path("runs/run/metrics.jsonl").read_text()
@@ -116,7 +116,7 @@ def test_too_many_bad_steps_end_the_run(place, monkeypatch):
     with before_step(5, remember):
         outcome = here(PRESET, *settings)
     assert outcome.code == 1 and len(outcome.errors) == 1
-    assert "step 7" in outcome.errors[0] and "3 steps in a row" in outcome.errors[0]
+    assert "step 8" in outcome.errors[0] and "3 steps in a row" in outcome.errors[0]
     assert "step-000006" in outcome.errors[0]
     # What it calls good is good: the weights before the first bad step.
     assert same(good, weights(Path("runs/run"), 6))
@@ -199,7 +199,7 @@ def test_dropout_differs_from_step_to_step(place):
     drawn: list[Tensor] = []
     seeded = train_core.checkpoints.seed_everything
 
-    def draw(*key: int) -> None:
+    def draw(*key) -> None:
         seeded(*key)
         drawn.append(torch.rand(8))
         seeded(*key)

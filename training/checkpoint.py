@@ -250,6 +250,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def seed_everything(seed: int, step: int, rank: int) -> None:
-    """Key the generators of this process by (seed, step, rank), so that resume needs no saved state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+def seed_everything(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Key this process's generators by (seed, step, rank), so that resume needs no saved state.
+
+    torch.manual_seed would ask every kind of accelerator each time, and remember a stack trace for each absent one.
+    """
+    key = (seed * 1_000_003 + step) * 4_099 + rank
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)

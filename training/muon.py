@@ -36,7 +36,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient; of none where `found_inf` (0-d) is set to 1."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -56,8 +56,13 @@ class Muon(torch.optim.Muon):
                 state["momentum_buffer"] = torch.zeros_like(p)
             momenta.append(state["momentum_buffer"])
         gradients = [p.grad for p in parameters if p.grad is not None]
+        rate, decay = group["lr"] * ratio, group["lr"] * group["weight_decay"]
+        bad = getattr(self, "found_inf", None)
+        if bad is not None:  # momentum that meets itself stays; the update is multiplied by 0
+            gradients = [torch.where(bad > 0, m, g) for m, g in zip(momenta, gradients, strict=True)]
+            rate, decay = rate * (1 - bad), decay * (1 - bad)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         updates = orthogonalize(torch.stack(list(ahead)), group["ns_steps"], self.dtype).float()
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * ratio)
+        torch._foreach_mul_(parameters, 1 - decay)
+        torch._foreach_add_(parameters, list(updates.mul_(-rate).unbind()))

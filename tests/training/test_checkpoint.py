@@ -231,6 +231,6 @@ def test_generators_are_keyed_by_seed_step_and_rank():
     for seed in (1337, 1338):
         for step in (0, 1, 2):
             for rank in (0, 1, 7):
-                checkpoints.seed_everything(seed, step, rank)
+                checkpoints.seed_everything(seed, step, rank, torch.device("cpu"))
                 drawn.add(tuple(torch.rand(4).tolist()))
     assert len(drawn) == 18
