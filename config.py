@@ -168,9 +168,20 @@ class CriticConfig:
     """self, ring: how many snapshots are kept; one of them, drawn per step, judges."""
     ring_every: int = 100
     """self, ring: optimiser steps between snapshots."""
+    cache: bool = False
+    """model, ngram: ask the critic once about every training window, keep its answers on disk and train from them."""
+    cache_top: int = 0
+    """cache: how many of the critic's likeliest tokens are kept for a position; 0: twice method.top-k."""
 
     def __post_init__(self) -> None:
         check_fields("critic", self)
+        require(
+            not self.cache or self.kind != "self",
+            "critic.cache",
+            self.cache,
+            "the student's past changes while it trains; use --critic.kind model or ngram",
+        )
+        require(self.cache_top >= 0, "critic.cache-top", self.cache_top, "use 0 (twice method.top-k) or more tokens")
         require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
         require(
             0 < self.ngram_discount < 1,
@@ -420,6 +431,14 @@ class Config:
             self.optim.warmup_steps,
             f"the warm-up outlasts the run; use at most train.steps = {self.train.steps}",
         )
+        require(
+            not self.critic.cache or self.method.context == "gold",
+            "critic.cache",
+            self.critic.cache,
+            "a cache judges the corpus's own tokens, not those of --method.context student; leave one of them out",
+        )
+        top, k = self.critic.cache_top, self.method.top_k
+        require(top == 0 or top >= k, "critic.cache-top", top, f"the critic proposes method.top-k = {k}; keep as many")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts, for config.json."""

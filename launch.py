@@ -1,38 +1,24 @@
 """From a Config to a finished run: data, critic, objective, folder, training, report.
 
-train.py, and whoever wants runs without a command line, call `start` or `resume`. All of it works on one
-process or on all those of torchrun; files are written by the first.
+train.py, and whoever wants runs without a command line, call `start`, `resume` or `cache_critic`. All of it works
+on one process or on all those of torchrun; files are written by the first.
 """
 
-import dataclasses
-import hashlib
-import json
 import os
-import secrets
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from avatarl.build import build_objective
-from avatarl.ngram import ngram_ladder
-from config import Config, ConfigError, critic_preset, differences, override, preset, require
+from config import Config, ConfigError, differences, override, require
+from critic_runs import critic_cache, critic_runs
 from data.prepare import Dataset, check_length, prepare
 from data.tokenizers import load_tokenizer
 from files import write_json
-from model import GPT
-from report import write_report
-from train_core import Job, fit
+from one_run import make_objective, new_record, train_in
 from training import checkpoint as checkpoints
-from training.checkpoint import TrainState
 from training.distributed import World, from_first
-from training.hardware import Hardware, choose, describe, git_state, peak_memory_gb, prepare_model, versions
-from training.optim import build_optimizers
-from training.plan import announce
-from training.record import Recorder, require_wandb, start_wandb
-from training.run_folder import load_run, new_run_folder, read_config, trim_metrics, trim_samples
+from training.hardware import Hardware, choose
+from training.record import require_wandb
+from training.run_folder import new_run_folder, read_config
 
 # What --resume may change: none of it touches what the remaining steps compute, but for train.steps.
 CHANGEABLE = (
@@ -56,13 +42,14 @@ def start(config: Config, name: str, world: World, hardware: Hardware) -> tuple[
     critics, code = critic_runs(config, dataset, world, hardware)
     if code:
         return code, Path(config.run.out_dir)
-    objective = make_objective(config, dataset, critics, hardware)
+    cache = critic_cache(config, dataset, critics, world, hardware)
+    objective = make_objective(config, dataset, critics, hardware, cache)
     folder = Path(from_first(world, lambda: new_run_folder(config.run.out_dir, config.run.name or name)))
-    record = new_record(config, name, dataset, hardware, critics)
+    record = new_record(config, name, dataset, hardware, critics, cache)
     if world.first:
         dataset.tokenizer.save(folder / "tokenizer.json")
         write_json(folder / "config.json", record)
-    return train_in(folder, config, record, dataset, objective, hardware, world), folder
+    return train_in(folder, config, record, dataset, objective, hardware, world, cache=cache), folder
 
 
 def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tuple[int, Path]:
@@ -100,10 +87,26 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
     expected = record["critics"]
     found = [c.name for c in critics]
     require(found == expected, "critic", found, f"the run was trained with {expected}; restore that critic")
-    objective = make_objective(config, dataset, critics, hardware)
+    cache = critic_cache(config, dataset, critics, world, hardware, record.get("critic_cache"))
+    objective = make_objective(config, dataset, critics, hardware, cache)
     if world.first and changed:
         write_json(folder / "config.json", record | {"config": config.to_dict()})
-    return train_in(folder, config, record, dataset, objective, hardware, world, place), folder
+    return train_in(folder, config, record, dataset, objective, hardware, world, place, cache), folder
+
+
+def cache_critic(config: Config, world: World, hardware: Hardware) -> tuple[int, Path | None]:
+    """Only write what the critic of `config` thinks of its training windows; returns an exit code and the folder.
+
+    Raises ConfigError for settings without a critic that can be cached, and as `start` does.
+    """
+    fix = "nothing judges there; name a preset of AvataRL"
+    require(config.train.objective == "avatarl", "train.objective", config.train.objective, fix)
+    config = override(config, critic={"cache": True})
+    dataset = load_data(config, world)
+    check_settings(config, dataset)
+    critics, code = critic_runs(config, dataset, world, hardware)
+    cache = None if code else critic_cache(config, dataset, critics, world, hardware)
+    return code, None if cache is None else cache.folder
 
 
 def load_data(config: Config, world: World, tokenizer: Any = None) -> Dataset:
@@ -131,212 +134,14 @@ def check_settings(config: Config, dataset: Dataset) -> None:
     if config.train.objective == "avatarl":
         k, vocab_size = config.method.top_k, dataset.tokenizer.vocab_size
         require(k <= vocab_size, "method.top-k", k, f"the vocabulary has only {vocab_size} tokens; use at most that")
+        top, fix = config.critic.cache_top, f"the vocabulary has only {vocab_size} tokens; keep at most that"
+        require(top <= vocab_size, "critic.cache-top", top, fix)
     if config.eval.sample_tokens:
         try:
             dataset.tokenizer.encode(config.eval.prompt)
         except ConfigError as error:
             raise ConfigError(f"eval.prompt = {config.eval.prompt!r}: {error}") from None
     require_wandb(config)
-
-
-def make_objective(config: Config, dataset: Dataset, critics: list[Path], hardware: Hardware) -> Any:
-    """The objective of `config`, with the student's first weights, judged by the models of the runs `critics`."""
-    torch.manual_seed(config.run.seed)
-    student = prepare_model(GPT(config.model, dataset.tokenizer.vocab_size), hardware)
-    frozen = [prepare_model(load_critic(c, dataset), hardware) for c in critics]
-    return build_objective(student, config, dataset.train, frozen, hardware.autocast)
-
-
-def load_critic(folder: Path, dataset: Dataset) -> GPT:
-    """The model of the run in `folder`. Raises ConfigError when its tokens mean something else than the student's."""
-    run, tokenizer = load_run(folder, "latest"), dataset.tokenizer
-    require(
-        run.tokenizer.fingerprint == tokenizer.fingerprint,
-        "critic.run",
-        str(folder),
-        f"its vocabulary ({run.tokenizer.kind}, {run.tokenizer.vocab_size} tokens) is not this run's "
-        f"({tokenizer.kind}, {tokenizer.vocab_size} tokens); train the critic on the same corpus and tokenizer",
-    )
-    return run.model
-
-
-def new_record(config: Config, name: str, dataset: Dataset, hardware: Hardware, critics: list[Path]) -> dict[str, Any]:
-    """What config.json says of a run: the settings, and all that decides what they meant here."""
-    with torch.device("meta"):
-        parameters = GPT(config.model, dataset.tokenizer.vocab_size).parameter_count()
-    return {
-        "id": secrets.token_hex(4),
-        "preset": name,
-        "config": config.to_dict(),
-        "command": " ".join(["python", *sys.argv]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "corpus": {
-            "name": dataset.corpus_name,
-            "sha256": dataset.corpus_sha256,
-            "source": dataset.corpus_source,
-            "fallback": dataset.fallback,
-        },
-        "tokenizer": dataset.tokenizer.fingerprint,
-        "vocab_size": dataset.tokenizer.vocab_size,
-        "parameters": parameters,
-        "critics": [c.name for c in critics],
-        "versions": versions(),
-        "git": git_state(),
-        "hardware": describe(hardware),
-    }
-
-
-def train_in(
-    folder: Path,
-    config: Config,
-    record: dict[str, Any],
-    dataset: Dataset,
-    objective: Any,
-    hardware: Hardware,
-    world: World,
-    place: Path | None = None,
-) -> int:
-    """Train the run in `folder`, from scratch or from the checkpoint `place`; returns the exit code."""
-    optimizers = build_optimizers(objective, config.optim, hardware.dtype)
-    state = checkpoints.load(place, objective, optimizers) if place else TrainState()
-    if world.first:
-        trim_metrics(folder / "metrics.jsonl", state.step if place else -1)
-        trim_samples(folder / "samples.txt", state.step if place else -1)
-        if state.step == config.train.steps:
-            print(f"{folder} is complete at step {state.step}; a larger --train.steps continues it")
-        elif place:
-            print(f"resuming {folder} at step {state.step} of {config.train.steps}")
-        announce(config, record, dataset, objective, hardware, world, folder)
-        print(f"ladder     {ladder_of(folder, config, dataset)}", flush=True)
-    wandb = start_wandb(config, folder, record, resume=place is not None) if world.first else None
-    recorder = Recorder(folder, first=world.first, steps=config.train.steps, start=state.step, wandb=wandb)
-    with recorder:
-        job = Job(config, dataset, objective, optimizers, hardware, world, folder, recorder, state)
-        code = fit(job)
-    if world.first:
-        finish(job, code)
-    return code
-
-
-def ladder_of(folder: Path, config: Config, dataset: Dataset) -> str:
-    """Write ladder.json, what n-grams reach on the same validation text; returns it in one line."""
-    if not config.eval.ladder:
-        return "off"
-    vocab_size, longest = dataset.tokenizer.vocab_size, config.eval.ladder
-    rungs = ngram_ladder(dataset.train, dataset.val, vocab_size, longest=longest)
-    write_json(folder / "ladder.json", rungs)
-    return "  ".join(f"{r['context']}: {r['ce']:.3f} ({r['accuracy']:.1%})" for r in rungs)
-
-
-def finish(job: Job, code: int) -> None:
-    """Leave the folder complete: result.json for a whole run, the report for any."""
-    folder, state = job.folder, job.state
-    if code == 0:
-        write_json(
-            folder / "result.json",
-            {
-                "steps": state.step,
-                "tokens": state.step * job.tokens_per_step,
-                "seconds": state.seconds,
-                "val_ce": state.val_ce,
-                "best_val_ce": state.best_ce,
-                "skipped_steps": state.bad_steps,
-                "peak_memory_gb": peak_memory_gb(job.hardware.device),
-            },
-        )
-    try:
-        page = write_report([folder], folder / "report.html")
-        print(f"report: {page}")
-    except Exception as error:  # a report that cannot be drawn costs no run
-        print(f"warning: no report ({type(error).__name__}: {error})", file=sys.stderr)
-    if code == 0:
-        print(f"sample: python sample.py {folder}")
-    else:
-        print(f"stopped at step {state.step}; continue with: python train.py --resume {folder}", file=sys.stderr)
-
-
-def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardware) -> tuple[list[Path], int]:
-    """The run folders of the frozen models that judge, trained now where missing; and an exit code.
-
-    A critic is found again by a hash of its settings, corpus and tokenizer. Empty for other kinds of critic.
-    """
-    c = config.critic
-    if config.train.objective != "avatarl" or c.kind != "model":
-        return [], 0
-    if c.run:
-        return [Path(c.run)], 0
-    halves = [(0.0, 0.5), (0.5, 1.0)] if c.cross_fit else [(0.0, 1.0)]
-    folders = []
-    for begin, end in halves:
-        folder, code = pretrained(config, dataset, begin, end, world, hardware)
-        if code:
-            if world.first:
-                print("or give the same command again: it first completes the critic", file=sys.stderr)
-            return [], code
-        folders.append(folder)
-    return folders, 0
-
-
-def pretrained(
-    config: Config, dataset: Dataset, begin: float, end: float, world: World, hardware: Hardware
-) -> tuple[Path, int]:
-    """The folder of a critic trained by cross-entropy on a share of the run's training text; an exit code."""
-    name = critic_preset(config)
-    base = preset(name)
-    start, stop = config.data.train_start, config.data.train_stop
-    span = stop - start
-    part = {"train_start": start + begin * span, "train_stop": start + end * span}
-    settings = override(
-        dataclasses.replace(base, data=config.data),
-        run=dataclasses.asdict(config.run) | {"name": ""},
-        data=part,
-        model={"block_size": max(base.model.block_size, config.model.block_size)},
-        eval={"prompt": config.eval.prompt},
-        log={"wandb": "disabled"},
-    )
-    folder = Path(config.run.out_dir) / "critics" / f"{name}-{critic_hash(settings, dataset)}"
-    if (folder / "result.json").is_file():
-        return folder, 0
-    tokens = dataset.train
-    cut = slice(int(len(tokens) * begin), int(len(tokens) * end))
-    data = dataclasses.replace(dataset, train=tokens[cut])
-    block = settings.model.block_size
-    require(
-        len(data.train) > block,
-        "critic.preset",
-        name,
-        f"{len(data.train)} tokens are too few for its context of {block}",
-    )
-    if world.first:
-        print(f"the critic is trained first, once: {name} into {folder}")
-    begun = bool(checkpoints.stored(folder / "checkpoints")) and (folder / "config.json").is_file()
-    place = from_first(world, lambda: checkpoints.find(folder / "checkpoints")) if begun else None
-    objective = make_objective(settings, data, [], hardware)
-    record = new_record(settings, name, data, hardware, [])
-
-    def make() -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"run.out-dir = {config.run.out_dir!r}: cannot create {folder} ({error.strerror})"
-            ) from None
-        dataset.tokenizer.save(folder / "tokenizer.json")
-        write_json(folder / "config.json", record)
-
-    from_first(world, make)
-    return folder, train_in(folder, settings, record, data, objective, hardware, world, place)
-
-
-def critic_hash(config: Config, dataset: Dataset) -> str:
-    """Twelve hexadecimal digits that change with anything that a critic's weights depend on."""
-    groups = config.to_dict()
-    decisive: dict[str, Any] = {name: groups[name] for name in ("model", "optim", "train")}
-    decisive["data"] = {k: v for k, v in groups["data"].items() if k not in ("corpus", "val_corpus")}
-    decisive["seed"] = groups["run"]["seed"]
-    decisive["corpus"] = dataset.corpus_sha256
-    decisive["tokenizer"] = dataset.tokenizer.fingerprint
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def prepare_process(config: Config, world: World) -> Hardware:

@@ -4,11 +4,13 @@
     python train.py PRESET --group.field VALUE        any preset, any override
     python train.py PRESET --dry-run                  what it costs, before anything starts
     python train.py --resume runs/NAME                continue a run
+    python train.py cache-critic PRESET …             only ask its critic about every training window, onto the disk
     torchrun --nproc_per_node=8 train.py PRESET       on many processes
 
 A run writes runs/NAME: config.json, metrics.jsonl, samples.txt, checkpoints/, report.html.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Annotated
 import tyro
 
 from cli import parse, run_main
-from config import PRESETS, Config, ConfigError, preset
+from config import PRESETS, Config, ConfigError, override, preset
+
+CACHE_CRITIC = "cache-critic"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Command:
     config: Annotated[Config, tyro.conf.arg(name="")]
     """Every setting of the run."""
     dry_run: bool = False
-    """Print parameters, tokens, FLOPs, memory and time, and stop."""
+    """Print what the run takes, measured here within seconds and modelled for 1 to 64 H100s, and stop."""
     resume: Path | None = None
     """Continue the run in this folder from its newest checkpoint."""
 
@@ -75,23 +79,40 @@ def read_command(words: Sequence[str]) -> tuple[str, Command]:
     return name, parse(Command, rest, default=Command(config), prog="train.py", description=usage())
 
 
+def training_command(words: Sequence[str]) -> str:
+    """The command that trains from the cache that `cache-critic` and these words made."""
+    kept = [word for word in words if word != "--critic.cache"]
+    return shlex.join(["python", "train.py", *kept, "--critic.cache"])
+
+
 def main(words: Sequence[str]) -> int:
     """Parse, start the process group, train, clean up; returns the exit code."""
+    cache_only = list(words[:1]) == [CACHE_CRITIC]
+    words = words[1:] if cache_only else words
     name, command = read_command(words)
+    if cache_only and command.resume is not None:
+        raise ConfigError(f"{CACHE_CRITIC} --resume: a run finds its cache, or makes it again, when it is resumed")
 
     import launch  # torch comes with it, and --help need not wait for that
     from training.distributed import process_group, world_from_environment
-    from training.plan import forecast
 
     config, world = command.config, world_from_environment()
     hardware = launch.prepare_process(config, world)
     if command.dry_run:
-        print(f"{name}: a forecast; nothing was read or written")
-        print("\n".join(forecast(config, hardware, world)))
+        from forecasting.report import forecast
+
+        config = override(config, critic={"cache": True}) if cache_only else config
+        lines = forecast(config, hardware, world)  # on every process: they share the machine as in the run
+        if world.first:
+            print("\n".join([f"{name}: a forecast; nothing was read or written", *lines]))
         return 0
     with process_group(world, hardware.device):
         if command.resume is not None:
             code, _ = launch.resume(command.resume, config, world, hardware)
+        elif cache_only:
+            code, _ = launch.cache_critic(config, world, hardware)
+            if code == 0 and world.first:
+                print(f"train from it: {training_command(words)}")
         else:
             code, _ = launch.start(config, name, world, hardware)
     return code

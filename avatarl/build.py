@@ -3,30 +3,56 @@
 import numpy as np
 import torch
 
+from avatarl.cache import CachedCritic
 from avatarl.critics import Autocast, Critic, CrossFitCritic, ModelCritic, PastCritic
 from avatarl.ngram import NgramCritic
 from avatarl.objective import AvataRL, CrossEntropy
 from config import Config, require
+from data.critic_cache import CriticCache
 from model import GPT
 
 
-def model_critic(frozen: list[GPT], config: Config, train_tokens: int, vocab_size: int, autocast: Autocast) -> Critic:
-    """The critic made of one frozen model, or of two that were trained on a half of the text each.
+def frozen_critic(
+    config: Config,
+    train: np.ndarray,
+    vocab_size: int,
+    frozen: list[GPT],
+    autocast: Autocast,
+    device: torch.device | str,
+) -> Critic:
+    """The critic that does not follow the student: n-grams of the training tokens, or the models `frozen`.
 
-    Raises ConfigError when a model does not fit the student.
+    One model judges everything, each of two the half of the text that it was not trained on. Raises ConfigError
+    when a model does not fit the student.
     """
+    c = config.critic
+    if c.kind == "ngram":
+        return NgramCritic(
+            train,
+            vocab_size,
+            context=c.ngram_context,
+            discount=c.ngram_discount,
+            leave_one_out=c.leave_one_out,
+            device=device,
+        )
     critics = [ModelCritic(m, vocab_size, config.model.block_size, autocast) for m in frozen]
     if len(critics) == 1:
         return critics[0]
-    return CrossFitCritic(critics[0], critics[1], train_tokens // 2)
+    return CrossFitCritic(critics[0], critics[1], len(train) // 2)
 
 
 def build_objective(
-    student: GPT, config: Config, train: np.ndarray, frozen: list[GPT], autocast: Autocast
+    student: GPT,
+    config: Config,
+    train: np.ndarray,
+    frozen: list[GPT],
+    autocast: Autocast,
+    cache: CriticCache | None = None,
 ) -> AvataRL | CrossEntropy:
     """The objective that `config` names, on the student's device.
 
-    train: the training tokens, for the n-gram critic; frozen: the model critics, empty for other kinds.
+    train: the training tokens, for the n-gram critic; frozen: the model critics, empty for other kinds; cache:
+    what judges in their place, where given.
     Raises ConfigError when k exceeds the vocabulary or a critic does not fit.
     """
     if config.train.objective == "cross-entropy":
@@ -42,18 +68,11 @@ def build_objective(
     critic: Critic | None = None
     past = twin = None
     critic_flops = 0.0
-    if c.kind == "model":
-        critic = model_critic(frozen, config, len(train), vocab_size, autocast)
+    if cache is not None:
+        critic = CachedCritic(cache, device)
+    elif c.kind != "self":
+        critic = frozen_critic(config, train, vocab_size, frozen, autocast, device)
         critic_flops = sum(m.flops_per_token() for m in frozen)
-    elif c.kind == "ngram":
-        critic = NgramCritic(
-            train,
-            vocab_size,
-            context=c.ngram_context,
-            discount=c.ngram_discount,
-            leave_one_out=c.leave_one_out,
-            device=str(device),
-        )
     elif c.past == "twin":
         twin = student.clone()
         with torch.random.fork_rng():

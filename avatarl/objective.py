@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatarl.cache import CachedOpinion
 from avatarl.contexts import keyed_uniform, replace_context, sample_actions
 from avatarl.critics import Autocast, Critic, CriticOpinion, PastCritic, model_opinion
 from avatarl.loss import LossSettings, fused_avatarl_loss, group_loss, judge
@@ -21,8 +22,8 @@ from config import MethodConfig
 from data.batches import Batch
 from model import GPT
 
-# Logits of one chunk of the fused loss: 16 M numbers, 64 MB in float32.
-CHUNK_ELEMENTS = 16 * 2**20
+# Logits of one chunk of the fused loss: 32 MB in float32 on a CPU; on a GPU fewer, larger launches.
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
 
 class CrossEntropy(nn.Module):
@@ -78,7 +79,7 @@ class AvataRL(nn.Module):
         self.inner_epochs = method.inner_epochs
         device = student.wte.weight.device
         self.schedules = Schedules(method, steps, device)
-        self.chunk_size = max(1, CHUNK_ELEMENTS // student.vocab_size)
+        self.chunk_size = max(1, CHUNK_ELEMENTS.get(device.type, 2**23) // student.vocab_size)
 
     def settings(self, step: int) -> LossSettings:
         """The loss's settings at `step`, scheduled weights as 0-d tensors."""
@@ -126,7 +127,7 @@ class AvataRL(nn.Module):
             if "tokens" not in rollout:
                 rollout["tokens"] = self.student_context(player, rival, batch, settings, step)
             tokens = rollout["tokens"]
-        opinion = None if "judged" in rollout else self.ask(tokens, batch.positions, rival)
+        opinion = None if "judged" in rollout else self.ask(tokens, batch.positions, rival, batch.judged)
         hidden = player.hidden(tokens).flatten(0, 1)  # (N, D)
         if self.method.advantage == "group":
             return self.group(hidden @ player.unembedding.T, opinion, gold, settings, rollout, measure)
@@ -140,10 +141,18 @@ class AvataRL(nn.Module):
             measure=measure,
         )
 
-    def ask(self, tokens: Tensor, positions: Tensor | None, rival: GPT | None = None) -> CriticOpinion:
-        """The opinion on tokens (B, T) of `rival`, or of whoever judges this run."""
+    def ask(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        rival: GPT | None = None,
+        judged: tuple[Tensor, Tensor] | None = None,
+    ) -> CriticOpinion:
+        """The opinion on tokens (B, T) of `rival`, or of whoever judges this run; `judged` is what a cache sent."""
         if rival is not None:
             return model_opinion(rival, tokens, self.autocast)
+        if judged is not None:
+            return CachedOpinion(judged[0].flatten(0, 1), judged[1].flatten(0, 1), self.student.vocab_size)
         judge_of_run = self.past if self.past is not None else self._critic
         assert judge_of_run is not None  # the constructor saw to it; twins are rivals
         return judge_of_run.opinion(tokens, positions)

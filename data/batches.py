@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from config import ConfigError
+from data.critic_cache import CriticCache
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -32,18 +33,31 @@ class Batch(NamedTuple):
     """(B,) int64: offset of tokens[b, 0] in the training stream."""
     indices: Tensor
     """(B,) int64: index of the row among all rows of the run, step * batch_size + row."""
+    judged: tuple[Tensor, Tensor] | None = None
+    """What a cached critic thinks: its top ids (B, T, M) int32, best first, and their log-probs, float16."""
+
+
+def window_count(length: int, block_size: int) -> int:
+    """Windows of `block_size` that an epoch cuts from `length` tokens, each with its last target."""
+    return max(1, (length - block_size) // block_size)
 
 
 class TrainingBatches:
     """The endless sequence of training batches over `tokens` (L,).
 
-    An epoch has max(1, (L - T) // T) windows whatever its offset, so that every window has its last target;
-    `fixed_offset` cuts every epoch from 0, for critics cached by window. Raises ConfigError when not even one
-    window fits.
+    An epoch has `window_count` windows whatever its offset; `fixed_offset` cuts every epoch from 0. A critic's
+    `cache` implies that, and every batch then carries what it holds. Raises ConfigError when not even one window
+    fits, or for a cache of other windows.
     """
 
     def __init__(
-        self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int, fixed_offset: bool = False
+        self,
+        tokens: np.ndarray,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        fixed_offset: bool = False,
+        cache: CriticCache | None = None,
     ) -> None:
         if len(tokens) <= block_size:
             raise ConfigError(
@@ -52,11 +66,20 @@ class TrainingBatches:
             )
         self.block_size = block_size
         self.batch_size = batch_size
-        self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
+        self.windows_per_epoch = window_count(len(tokens), block_size)
         self.steps_per_epoch = self.windows_per_epoch / batch_size
         self._seed = seed % (1 << 64)
         spare = len(tokens) - self.windows_per_epoch * block_size
-        self._offsets = 1 if fixed_offset else min(block_size, spare)
+        self._offsets = 1 if fixed_offset or cache is not None else min(block_size, spare)
+        self._cache = cache
+        if cache is not None and (cache.layout.windows, cache.layout.block_size) != (
+            self.windows_per_epoch,
+            block_size,
+        ):
+            raise ConfigError(
+                f"{cache.folder}: it holds {cache.layout.windows:,} windows of {cache.layout.block_size} tokens, and "
+                f"this run has {self.windows_per_epoch:,} of {block_size}; make a cache for this run"
+            )
         # Every window as a view: (L - T, T + 1), nothing copied.
         self._windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), block_size + 1)
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
@@ -69,11 +92,16 @@ class TrainingBatches:
         first = step * self.batch_size
         positions = self._positions(first + start, first + stop)
         windows = self._windows[positions]  # (B, T + 1)
+        judged = None
+        if self._cache is not None:
+            ids, log_probs = self._cache.read(positions)
+            judged = torch.from_numpy(ids), torch.from_numpy(log_probs)
         return Batch(
             tokens=torch.from_numpy(windows[:, :-1].astype(np.int64)),
             targets=torch.from_numpy(windows[:, 1:].astype(np.int64)),
             positions=torch.from_numpy(positions),
             indices=torch.arange(first + start, first + stop),
+            judged=judged,
         )
 
     def _positions(self, start: int, stop: int) -> np.ndarray:
@@ -158,4 +186,5 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
         return part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part.to(device)
 
     positions = None if batch.positions is None else move(batch.positions)
-    return Batch(move(batch.tokens), move(batch.targets), positions, move(batch.indices))
+    judged = None if batch.judged is None else (move(batch.judged[0]), move(batch.judged[1]))
+    return Batch(move(batch.tokens), move(batch.targets), positions, move(batch.indices), judged)

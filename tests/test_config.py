@@ -57,6 +57,8 @@ REFUSED: list[tuple[type, dict, str, str, str]] = [
     (CriticConfig, {"ema_decay": 1.0}, "critic.ema-decay", "1.0", "[0, 1)"),
     (CriticConfig, {"ring_size": 0}, "critic.ring-size", "0", "positive"),
     (CriticConfig, {"ring_every": 0}, "critic.ring-every", "0", "positive"),
+    (CriticConfig, {"kind": "self", "cache": True}, "critic.cache", "True", "critic.kind model or ngram"),
+    (CriticConfig, {"cache_top": -1}, "critic.cache-top", "-1", "twice method.top-k"),
     (MethodConfig, {"top_k": 0}, "method.top-k", "0", "positive"),
     (MethodConfig, {"epsilon": 0.0}, "method.epsilon", "0.0", "between 0 and 1"),
     (MethodConfig, {"epsilon": 1.0}, "method.epsilon", "1.0", "between 0 and 1"),
@@ -133,6 +135,15 @@ def test_a_warm_up_must_end():
     """Catches a schedule whose warm-up outlasts the run: it would never reach its rate."""
     with pytest.raises(ConfigError, match=r"optim.warmup-steps = 100: .*at most train.steps = 50"):
         override(Config(), train={"steps": 50})
+
+
+def test_a_cache_must_serve_the_method():
+    """Catches contexts that no cache ever saw, and fewer cached tokens than the critic has to propose."""
+    with pytest.raises(ConfigError, match=r"critic.cache = True: .*--method.context student"):
+        override(Config(), critic={"cache": True}, method={"context": "student"})
+    with pytest.raises(ConfigError, match=r"critic.cache-top = 15: .*method.top-k = 16"):
+        override(Config(), critic={"cache_top": 15})
+    assert override(Config(), critic={"cache": True, "cache_top": 16}).critic.cache
 
 
 @pytest.mark.parametrize("name", PRESETS)

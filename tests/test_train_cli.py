@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import forecasting.report
 import train
 from config import PRESETS, override, preset
+from forecasting.speed import Speed
 from tests.tiny_train import PRESET, files_below, flags, here, trained
 
 GROUPS = ("run", "data", "model", "critic", "method", "optim", "train", "eval", "log")
@@ -22,7 +24,7 @@ def test_help_is_complete_and_readable(place):
         assert f"--{group}." in outcome.out
     for name, (what, _, _) in PRESETS.items():
         assert name in outcome.out and what[:30] in outcome.out
-    assert "python train.py --resume runs/NAME" in outcome.out
+    assert "python train.py --resume runs/NAME" in outcome.out and "train.py cache-critic PRESET" in outcome.out
     assert files_below(place) == before
 
 
@@ -38,10 +40,20 @@ def test_help_shows_every_knob_with_its_docstring(place):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_can_be_had(place, name):
+def test_every_preset_can_be_had(place, monkeypatch, name):
     """Catches a preset that its own checks refuse."""
+    monkeypatch.setattr(forecasting.report, "measure", lambda *_: Speed("not at all", 1.0, 1e-3, 1e9))
     outcome = here(name, "--dry-run")
     assert outcome.code == 0 and name in outcome.out and outcome.err == ""
+
+
+def test_a_cache_is_forecast_by_the_command_that_makes_it(place, monkeypatch):
+    """Catches `cache-critic --dry-run` that forecasts another run, or writes the cache."""
+    monkeypatch.setattr(forecasting.report, "measure", lambda *_: Speed("not at all", 1.0, 1e-3, 1e9))
+    before = files_below(place)
+    outcome = here("cache-critic", PRESET, "--dry-run")
+    assert outcome.code == 0 and "\ncache " in outcome.out and "MB on disk" in outcome.out
+    assert files_below(place) == before
 
 
 def test_a_wide_word_of_every_kind_reaches_the_config(place):

@@ -137,7 +137,8 @@ def student_contexts_of(objective, batch: Batch | None = None, step: int = 0) ->
 
 def student_contexts(step: int = 0, seed: int = 0, share: float = 1.0, rows=slice(None)) -> Tensor:
     """The tokens that the tiny student reads."""
-    batch = Batch(*(t[rows] for t in random_batch() if t is not None))
+    tokens, targets, _, indices, _ = random_batch()
+    batch = Batch(tokens[rows], targets[rows], None, indices[rows])
     return student_contexts_of(avatarl(seed=seed, context="student", student_context_share=share), batch, step)
 
 

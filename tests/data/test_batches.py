@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import ConfigError
-from data.batches import TrainingBatches, one_ahead, prefetch, validation_windows
+from data.batches import Batch, TrainingBatches, one_ahead, prefetch, validation_windows, window_count
+from data.critic_cache import CacheLayout
+from tests.data.test_critic_cache import written
 
 fast = settings(deadline=None, max_examples=80)
 lengths = st.integers(2, 300)
@@ -21,6 +23,12 @@ def stream(length: int) -> np.ndarray:
     return np.arange(length, dtype=np.uint16)
 
 
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    """Everything that a batch holds."""
+    assert batch.positions is not None
+    return [batch.tokens, batch.targets, batch.positions, batch.indices, *(batch.judged or ())]
+
+
 @fast
 @given(lengths, st.integers(1, 40), st.integers(1, 9), st.integers(-3, 2**64), st.integers(0, 50), st.booleans())
 def test_targets_are_the_next_tokens(length: int, block: int, rows: int, seed: int, step: int, fixed: bool) -> None:
@@ -28,8 +36,8 @@ def test_targets_are_the_next_tokens(length: int, block: int, rows: int, seed: i
     if length <= block:
         return
     batches = TrainingBatches(stream(length), block, rows, seed, fixed)
-    tokens, targets, positions, indices = batches.batch(step)
-    assert positions is not None
+    tokens, targets, positions, indices, judged = batches.batch(step)
+    assert positions is not None and judged is None
     assert tokens.shape == targets.shape == (rows, block)
     assert {part.dtype for part in (tokens, targets, positions, indices)} == {torch.int64}
     assert torch.equal(tokens, positions[:, None] + torch.arange(block))
@@ -48,8 +56,8 @@ def test_slices_are_parts_of_the_same_global_batch(processes: int) -> None:
             TrainingBatches(stream(5000), 16, 24, seed=5).batch(step, rank * share, (rank + 1) * share)
             for rank in range(processes)
         ]
-        for name in whole._fields:
-            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+        for here, there in zip(zip(*map(tensors, parts), strict=True), tensors(whole), strict=True):
+            assert torch.equal(torch.cat(here), there)
 
 
 @fast
@@ -128,8 +136,30 @@ def test_prefetch_yields_the_slices_of_every_step() -> None:
     got = list(prefetch(batches, range(5, 8), [(0, 3), (3, 6)], "cpu"))
     assert len(got) == len(wanted)
     for a, b in zip(got, wanted, strict=True):
-        for name in a._fields:
-            assert torch.equal(getattr(a, name), getattr(b, name))
+        assert all(torch.equal(here, there) for here, there in zip(tensors(a), tensors(b), strict=True))
+
+
+def test_a_cache_travels_with_the_batch(tmp_path) -> None:
+    """Catches windows cut beside those that were judged, rows of another window, and a cache lost on the way."""
+    layout = CacheLayout(windows=window_count(103, 10), block_size=10, top=3, vocab_size=103)
+    cache, ids, log_probs = written(tmp_path / "cache", layout)
+    batches = TrainingBatches(stream(103), 10, 4, seed=0, cache=cache)
+    for step, rows in ((0, (0, 4)), (1, (1, 3)), (7, (2, 4))):
+        (got,) = prefetch(batches, [step], [rows], "cpu")
+        assert got.positions is not None and got.judged is not None
+        windows, rest = got.positions // 10, got.positions % 10
+        assert rest.eq(0).all() and torch.equal(got.tokens[:, 0], got.positions)
+        assert torch.equal(got.judged[0], torch.from_numpy(ids.astype(np.int32))[windows])
+        assert torch.equal(got.judged[1], torch.from_numpy(log_probs)[windows])
+    assert all(int(batches.batch(step).positions.max()) < 90 for step in range(9))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("length", "block"), [(103, 9), (120, 10)])
+def test_a_cache_of_other_windows_is_refused(tmp_path, length: int, block: int) -> None:
+    """Catches a run of another context or text that trains on what the critic said elsewhere."""
+    cache, _, _ = written(tmp_path / "cache", CacheLayout(window_count(103, 10), 10, 3, 103))
+    with pytest.raises(ConfigError, match=r"holds 9 windows of 10 tokens, and this run has (10|11) of (9|10)"):
+        TrainingBatches(stream(length), block, 4, seed=0, cache=cache)
 
 
 def test_one_ahead_loads_early_and_in_order() -> None:

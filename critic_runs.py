@@ -1,0 +1,182 @@
+"""Who judges a run: its frozen critics, trained where they are missing, and the cache of what they think.
+
+Both stand below out-dir/critics and are found again by a hash of everything that their content depends on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from avatarl.build import frozen_critic
+from avatarl.cache import write_cache
+from avatarl.critics import Critic
+from config import Config, ConfigError, critic_preset, override, preset, require
+from data.batches import window_count
+from data.critic_cache import CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
+from data.prepare import Dataset
+from files import write_json
+from one_run import load_critics, make_objective, new_record, train_in
+from training import checkpoint as checkpoints
+from training.distributed import World, from_first
+from training.hardware import Hardware
+from training.plan import human
+from training.run_folder import read_config
+
+
+def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardware) -> tuple[list[Path], int]:
+    """The run folders of the frozen models that judge, trained now where missing; and an exit code.
+
+    A critic is found again by a hash of its settings, corpus and tokenizer. Empty for other kinds of critic.
+    """
+    c = config.critic
+    if config.train.objective != "avatarl" or c.kind != "model":
+        return [], 0
+    if c.run:
+        return [Path(c.run)], 0
+    halves = [(0.0, 0.5), (0.5, 1.0)] if c.cross_fit else [(0.0, 1.0)]
+    folders = []
+    for begin, end in halves:
+        folder, code = pretrained(config, dataset, begin, end, world, hardware)
+        if code:
+            if world.first:
+                print("or give the same command again: it first completes the critic", file=sys.stderr)
+            return [], code
+        folders.append(folder)
+    return folders, 0
+
+
+def pretrained(
+    config: Config, dataset: Dataset, begin: float, end: float, world: World, hardware: Hardware
+) -> tuple[Path, int]:
+    """The folder of a critic trained by cross-entropy on a share of the run's training text; an exit code."""
+    name = critic_preset(config)
+    base = preset(name)
+    start, stop = config.data.train_start, config.data.train_stop
+    span = stop - start
+    part = {"train_start": start + begin * span, "train_stop": start + end * span}
+    settings = override(
+        dataclasses.replace(base, data=config.data),
+        run=dataclasses.asdict(config.run) | {"name": ""},
+        data=part,
+        model={"block_size": max(base.model.block_size, config.model.block_size)},
+        eval={"prompt": config.eval.prompt},
+        log={"wandb": "disabled"},
+    )
+    folder = Path(config.run.out_dir) / "critics" / f"{name}-{critic_hash(settings, dataset)}"
+    if (folder / "result.json").is_file():
+        return folder, 0
+    tokens = dataset.train
+    cut = slice(int(len(tokens) * begin), int(len(tokens) * end))
+    data = dataclasses.replace(dataset, train=tokens[cut])
+    block = settings.model.block_size
+    require(
+        len(data.train) > block,
+        "critic.preset",
+        name,
+        f"{len(data.train)} tokens are too few for its context of {block}",
+    )
+    if world.first:
+        print(f"the critic is trained first, once: {name} into {folder}")
+    begun = bool(checkpoints.stored(folder / "checkpoints")) and (folder / "config.json").is_file()
+    place = from_first(world, lambda: checkpoints.find(folder / "checkpoints")) if begun else None
+    objective = make_objective(settings, data, [], hardware)
+    record = new_record(settings, name, data, hardware, [])
+
+    def make() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run.out-dir = {config.run.out_dir!r}: cannot create {folder} ({error.strerror})"
+            ) from None
+        dataset.tokenizer.save(folder / "tokenizer.json")
+        write_json(folder / "config.json", record)
+
+    from_first(world, make)
+    return folder, train_in(folder, settings, record, data, objective, hardware, world, place)
+
+
+def critic_hash(config: Config, dataset: Dataset) -> str:
+    """Twelve hexadecimal digits that change with anything that a critic's weights depend on."""
+    groups = config.to_dict()
+    decisive: dict[str, Any] = {name: groups[name] for name in ("model", "optim", "train")}
+    decisive["data"] = {k: v for k, v in groups["data"].items() if k not in ("corpus", "val_corpus")}
+    decisive["seed"] = groups["run"]["seed"]
+    decisive["corpus"] = dataset.corpus_sha256
+    decisive["tokenizer"] = dataset.tokenizer.fingerprint
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def critic_cache(
+    config: Config,
+    dataset: Dataset,
+    critics: list[Path],
+    world: World,
+    hardware: Hardware,
+    expected: str | None = None,
+) -> CriticCache | None:
+    """What the critic of `config` thinks of every training window, written now where missing; None if not asked for.
+
+    The first process asks and writes, part by part, while the others wait. critics: the runs of a model critic;
+    expected: the cache that a resumed run was trained with. Raises ConfigError where the critic has changed since,
+    and for a cache of other data or without room on the disk.
+    """
+    if config.train.objective != "avatarl" or not config.critic.cache:
+        return None
+    block_size, vocab_size = config.model.block_size, dataset.tokenizer.vocab_size
+    windows, top = window_count(len(dataset.train), block_size), config.critic.cache_top or 2 * config.method.top_k
+    layout = CacheLayout(windows, block_size, min(top, vocab_size), vocab_size)
+    identity = from_first(world, lambda: critic_identity(config, dataset, critics))
+    folder = cache_folder(Path(config.run.out_dir) / "critics", layout, identity)
+    require(
+        expected in (None, folder.name),
+        "critic",
+        folder.name,
+        f"the run was trained from {expected}: the critic's weights have changed since; restore that critic",
+    )
+    if world.first:
+        print(
+            f"cache      {folder}: {human(layout.total_bytes, 'B')}, the {layout.top:,} likeliest of {vocab_size:,} "
+            f"tokens at {windows:,} x {block_size:,} positions",
+            flush=True,
+        )
+
+    def critic() -> Critic:
+        frozen = load_critics(critics, dataset, hardware)
+        return frozen_critic(config, dataset.train, vocab_size, frozen, hardware.autocast, hardware.device)
+
+    writer, turn = CacheWriter(folder, layout, identity), partial(from_first, world)
+    try:
+        write_cache(writer, critic, dataset.train, hardware.device, turn=turn, quiet=not world.first)
+    except KeyboardInterrupt:
+        if world.first:
+            print("give the same command again: it continues the cache", file=sys.stderr)
+        raise
+    return CriticCache(folder, layout, identity, verify=False)  # every part was checked or written just now
+
+
+def critic_identity(config: Config, dataset: Dataset, critics: list[Path]) -> Identity:
+    """What decides the critic's opinion of a training window, besides the size of the windows."""
+    c, data = config.critic, config.data
+    facts: Identity = {
+        "critic.kind": c.kind,
+        "corpus": dataset.corpus_sha256,
+        "tokenizer": dataset.tokenizer.fingerprint,
+        "tokens": len(dataset.train),
+        "data.val-fraction": 0.0 if data.val_corpus else data.val_fraction,
+        "data.train-start": data.train_start,
+        "data.train-stop": data.train_stop,
+    }
+    if c.kind == "ngram":
+        names = ("ngram_context", "ngram_discount", "leave_one_out")
+        return facts | {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in names}
+    models, weights = [], []
+    for folder in critics:
+        models.append(dataclasses.asdict(read_config(folder)[0].model))
+        with open(checkpoints.find(folder / "checkpoints") / checkpoints.WEIGHTS, "rb") as file:
+            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return facts | {"critic's models": models, "critic's weights": weights}
