@@ -12,15 +12,18 @@ from tests.tiny_train import ROOT, environment, files_below
 # Bottom to top (DESIGN section 1); a room imports rooms of the same line or of those above it here.
 ROOMS = (
     {"files", "presets", "checks", "config", "cli"},
-    {"data", "model"},
+    {"data", "kernels"},
+    {"model"},
     {"generation", "hf_format"},
     {"avatarl"},
     {"training"},
     {"train_core"},
-    {"reporting", "sample", "evaluate", "export"},
+    {"forecasting", "reporting", "sample", "evaluate", "export"},
     {"report"},
+    {"one_run"},
+    {"critic_runs"},
     {"launch"},
-    {"train", "experiments", "bench"},
+    {"train", "experiments", "benchmarks", "bench"},
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 OPTIONAL = {"wandb", "transformers", "tiktoken", "tokenizers", "matplotlib", "flash_attn", "modal", "requests"}

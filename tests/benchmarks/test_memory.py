@@ -1,0 +1,71 @@
+"""The meter of peak memory, against allocations of known size."""
+
+import pytest
+import torch
+
+from benchmarks import memory
+from benchmarks.memory import forget_peak, peak_bytes
+
+CPU = torch.device("cpu")
+MIB = 2**20
+measured = pytest.mark.skipif(forget_peak() is None, reason="this system does not tell a process's peak memory")
+
+
+def take(*sizes: int) -> None:
+    """Allocate and touch so many MiB at once, then let them go."""
+    _ = [torch.ones(size * MIB, dtype=torch.uint8) for size in sizes]
+
+
+@measured
+@pytest.mark.parametrize("size", [48, 200])
+def test_the_meter_finds_what_was_allocated(size):
+    """Catches a meter that reads what is left after the call, or the peak of the whole process."""
+    take(300)
+    assert peak_bytes(lambda: take(size), CPU) == pytest.approx(size * MIB, abs=2 * MIB)
+
+
+@measured
+def test_the_peak_is_the_worst_moment_and_not_the_sum():
+    """Catches adding up what lived one after the other, and missing what lived together."""
+
+    def in_a_row() -> None:
+        take(64)
+        take(64)
+
+    assert peak_bytes(in_a_row, CPU) == pytest.approx(64 * MIB, abs=3 * MIB)
+    assert peak_bytes(lambda: take(64, 64), CPU) == pytest.approx(128 * MIB, abs=3 * MIB)
+
+
+@measured
+def test_memory_in_reserve_does_not_hide_a_call():
+    """Catches small blocks that the C library serves from what an earlier call gave back."""
+
+    def crumbs() -> None:
+        _ = [torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(16 * 48)]
+
+    crumbs()
+    assert peak_bytes(crumbs, CPU) == pytest.approx(48 * MIB, abs=6 * MIB)
+
+
+@measured
+def test_what_was_held_before_does_not_count():
+    """Catches inputs that are counted as the call's own."""
+    held = torch.ones(100 * MIB, dtype=torch.uint8)
+    assert peak_bytes(lambda: held.max(), CPU) == pytest.approx(0, abs=3 * MIB)
+
+
+def test_a_system_that_does_not_tell_is_no_error(monkeypatch, tmp_path):
+    """Catches a benchmark that dies, or reports 0, without such a file, and a lost error of the call."""
+    monkeypatch.setattr(memory, "PROCESS", tmp_path)
+    assert peak_bytes(lambda: None, CPU) is None
+    with pytest.raises(KeyError):
+        peak_bytes(lambda: {}["of the call"], CPU)  # type: ignore[index]
+
+
+@pytest.mark.gpu
+def test_the_meter_finds_what_was_allocated_on_a_gpu():
+    """Catches a peak that includes what others hold."""
+    device = torch.device("cuda")
+    held = torch.ones(100 * MIB, dtype=torch.uint8, device=device)
+    assert peak_bytes(lambda: torch.ones(64 * MIB, dtype=torch.uint8, device=device), device) == 64 * MIB
+    del held
