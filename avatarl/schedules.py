@@ -38,5 +38,5 @@ class Schedules:
 
     def at(self, step: int) -> dict[str, Tensor]:
         """{field: 0-d float32} at `step`; past the end, the last row."""
-        row = self._rows[min(step, len(self._rows) - 1)]
+        row = self._rows[min(step, len(self._rows) - 1)].unbind()
         return {name: row[i] for name, i in self._column.items()}
