@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ModelConfig, require
-from kernels import LONGEST_BLOCKED, blocked_attention, fast_gelu, plain_gelu
+from kernels import LONGEST_BLOCKED, blocked_attention
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -137,13 +137,12 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.relu2 = config.activation == "relu2"
-        self.gelu = plain_gelu
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)  # (B, T, 4D)
-        return self.down(F.relu(h).square() if self.relu2 else self.gelu(h))
+        return self.down(F.relu(h).square() if self.relu2 else F.gelu(h, approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -198,13 +197,11 @@ class GPT(nn.Module):
         rows = self.wte.weight
         return rows if len(rows) == self.vocab_size else rows[: self.vocab_size]
 
-    def use_kernels(self, attention: str) -> None:
-        """Choose the kernels of every block: "sdpa" is PyTorch's own, "flash-attn" a GPU's, "blocked" ours for CPUs."""
+    def use_attention(self, backend: str) -> None:
+        """Choose every block's attention: "sdpa" is PyTorch's own, "flash-attn" a GPU's, "blocked" ours for CPUs."""
         for module in self.modules():
             if isinstance(module, Attention):
-                module.backend = attention
-            elif isinstance(module, MLP):
-                module.gelu = fast_gelu if attention == "blocked" else plain_gelu
+                module.backend = backend
 
     def compile_hidden(self) -> None:
         """Let torch.compile take over `hidden`; generation, whose lengths vary, keeps the eager one."""

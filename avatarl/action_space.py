@@ -4,14 +4,15 @@ Stored at fixed width K = 2k + 1, gold first, so that nothing depends on how man
 value has to travel to the host. Shapes: N decisions, V vocabulary, k proposals of each side.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SHORT_ROW = 256
-GROUP = 64  # tokens whose maximum stands for them in a first pass over a large vocabulary
+TILE_ELEMENTS = 2**19
+SHORT_ROW = 256  # numbers that NumPy sorts faster than torch.topk finds the largest of them
 
 
 class ActionSet(NamedTuple):
@@ -35,8 +36,9 @@ def top_ids(values: Tensor, k: int) -> Tensor:
         raise ValueError(f"top-k asks for {k} actions of a vocabulary of {vocabulary}; use k <= {vocabulary}")
     if values.dtype == torch.float64:
         return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    if vocabulary >= GROUP * max(GROUP, 2 * k):
-        return _top_ids_by_group(values, k)
+    size = 1 << round(math.log2(vocabulary / k) / 2)  # then groups and candidates are about equally many
+    if vocabulary > 2 * SHORT_ROW and size >= 4:
+        return _top_ids_by_group(values, k, min(size, 64))
     return _top_ids_by_key(values.float(), k)
 
 
@@ -60,18 +62,22 @@ def ids_of_top_keys(keys: Tensor, k: int) -> Tensor:
     return keys.topk(k, dim=-1).indices
 
 
-def _top_ids_by_group(values: Tensor, k: int) -> Tensor:
-    """`top_ids` in one pass over a large vocabulary: the k best lie in the k groups with the best maxima.
+def _top_ids_by_group(values: Tensor, k: int, size: int) -> Tensor:
+    """`top_ids` in one pass over a large vocabulary: the k best lie in the k groups of `size` with the best maxima.
 
     For a group ahead of a token's own holds a token ahead of it, ties by the lowest id included.
     """
     rows, vocabulary = values.shape
-    groups = vocabulary // GROUP
-    maxima = values[:, : groups * GROUP].unflatten(-1, (groups, GROUP)).amax(-1)  # (N, V / GROUP)
+    groups = vocabulary // size
+    whole = values[:, : groups * size].unflatten(-1, (groups, size))
+    if values.device.type == "cpu" and values.dtype != torch.float32:  # whose maxima take a CPU several times as long
+        maxima = torch.cat([part.float().amax(-1) for part in whole.split(max(1, TILE_ELEMENTS // vocabulary))])
+    else:
+        maxima = whole.amax(-1)  # (N, V / size)
     best = _top_ids_by_key(maxima.float(), k).sort(-1).values  # (N, k), rising: ties follow the order of ids
-    place = torch.arange(GROUP, device=values.device)
-    ids = (best.unsqueeze(-1) * GROUP + place).flatten(1)  # (N, k · GROUP)
-    rest = torch.arange(groups * GROUP, vocabulary, device=values.device).expand(rows, -1)
+    place = torch.arange(size, device=values.device)
+    ids = (best.unsqueeze(-1) * size + place).flatten(1)  # (N, k · size)
+    rest = torch.arange(groups * size, vocabulary, device=values.device).expand(rows, -1)
     ids = torch.cat((ids, rest), dim=-1)
     return ids.gather(-1, _top_ids_by_key(values.gather(-1, ids).float(), k))
 

@@ -1,4 +1,4 @@
-"""The two operations of kernels.py against PyTorch's own, forward and backward, on a CPU."""
+"""The attention of kernels.py against PyTorch's own, forward and backward, on a CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.table import Table
 from benchmarks.timing import Arm, Conditions, measure, settle
 from benchmarks.trainers import Shape
-from kernels import blocked_attention, fast_gelu
+from kernels import blocked_attention
 
 SHAPES = (Shape(4, 128, 4, 64, 12), Shape(3, 128, 2, 128, 16), Shape(6, 384, 6, 256, 8))
 EXACT = "PyTorch, float32"
@@ -17,15 +17,13 @@ HALF = torch.bfloat16
 
 
 def tables(conditions: Conditions, shapes: Sequence[Shape] = SHAPES) -> Iterator[Table]:
-    """For each shape: one layer's attention, and its GELU."""
+    """For each shape: one layer's attention."""
     if conditions.device.type != "cpu":
         yield Table("Kernels for CPUs", notes=["skipped: a GPU uses PyTorch's or flash-attn's"])
         return
     settle(conditions)
-    share = 1 / (2 * len(shapes))
     for shape in shapes:
-        yield attention(shape, conditions, share)
-        yield activation(shape, conditions, share)
+        yield attention(shape, conditions, 1 / len(shapes))
 
 
 def arm(name: str, call: Callable[..., Tensor], parts: list[Tensor], gradient: Tensor) -> Arm:
@@ -69,22 +67,5 @@ def attention(shape: Shape, conditions: Conditions, share: float) -> Table:
     table = measure(
         f"Attention of one layer, {size} (batch, heads, positions, head width)", arms, conditions, share=share
     )
-    table.facts = {"shape": vars(shape)}
-    return table
-
-
-def activation(shape: Shape, conditions: Conditions, share: float) -> Table:
-    """tanh-GELU of one layer: (B, T, 4D)."""
-    size = (shape.batch, shape.block, 4 * shape.width)
-    parts = leaves(1, size, conditions.seed)
-
-    def own(x: Tensor) -> Tensor:
-        return F.gelu(x, approximate="tanh")
-
-    arms = []
-    for dtype, (x,) in parts.items():
-        kind, gradient = str(dtype).removeprefix("torch."), torch.ones(size, dtype=dtype)
-        arms += [arm(f"PyTorch, {kind}", own, [x], gradient), arm(f"ours, {kind}", fast_gelu, [x], gradient)]
-    table = measure(f"GELU of one layer, {size}", arms, conditions, share=share)
     table.facts = {"shape": vars(shape)}
     return table

@@ -1,4 +1,4 @@
-"""Our kernels for CPUs against PyTorch's own: values, gradients, and what a model with them computes."""
+"""Our attention for CPUs against PyTorch's own: values, gradients, and what a model with them computes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 import kernels
 from config import ModelConfig
-from kernels import blocked_attention, fast_gelu
+from kernels import blocked_attention
 from model import GPT
 
 
@@ -61,33 +61,6 @@ def test_bfloat16_attention():
         assert (one.double() - other).norm() < 0.02 * other.norm()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
-@pytest.mark.parametrize("size", [1, 1000, kernels.GELU_CHUNK, kernels.GELU_CHUNK + 3])
-def test_gelu_equals_pytorchs(size, dtype, tolerance):
-    """Catches a wrong constant, a wrong derivative, or a chunk that is left out."""
-    x = (4 * torch.randn(size, generator=torch.Generator().manual_seed(size))).to(dtype)
-    ours = values_and_gradients(fast_gelu, x)
-    exact = values_and_gradients(lambda t: F.gelu(t, approximate="tanh"), x.double())
-    for one, other in zip(ours, exact, strict=True):
-        assert one.dtype == dtype
-        assert (one.double() - other).norm() <= tolerance * other.norm()
-
-
-@pytest.mark.parametrize("x", [-1e4, -30.0, 0.0, 30.0, 1e4])
-def test_gelu_far_out(x):
-    """Catches an overflow of the cube: far left it is 0, far right the identity, with slopes 0 and 1."""
-    value, slope = values_and_gradients(fast_gelu, torch.tensor([x]))
-    weight = torch.randn(1, generator=torch.Generator().manual_seed(9), dtype=torch.float64).float()
-    assert value.item() == max(x, 0.0)
-    assert slope.item() == pytest.approx(weight.item() * (0.5 if x == 0 else float(x > 0)))
-
-
-def test_gelu_of_any_layout():
-    """Catches memory that is read in another order than the shape says."""
-    x = torch.randn(4, 6).T
-    torch.testing.assert_close(fast_gelu(x), F.gelu(x, approximate="tanh"))
-
-
 @pytest.mark.parametrize("options", [{}, {"position": "rope", "qk_norm": True, "bias": False}], ids=str)
 def test_a_model_with_them_is_the_same_model(options):
     """Catches a kernel wired to other tensors than PyTorch's: logits and gradients agree."""
@@ -96,7 +69,7 @@ def test_a_model_with_them_is_the_same_model(options):
     tokens = torch.randint(17, (3, 80))
     found = []
     for backend in ("sdpa", "blocked"):
-        model.use_kernels(backend)
+        model.use_attention(backend)
         logits = model(tokens)
         found.append((logits.detach(), *torch.autograd.grad(logits.square().mean(), list(model.parameters()))))
     for one, other in zip(*found, strict=True):
@@ -112,9 +85,9 @@ def test_dropout_and_long_contexts_leave_the_blocks(monkeypatch):
     monkeypatch.setattr("model.blocked_attention", refuse)
     for length, dropout in ((8, 0.5), (kernels.LONGEST_BLOCKED + 1, 0.0)):
         model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=4, block_size=length, dropout=dropout), 5)
-        model.use_kernels("blocked")
+        model.use_attention("blocked")
         model(torch.zeros(1, length, dtype=torch.long))
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=4, block_size=8), 5)
-    model.use_kernels("blocked")
+    model.use_attention("blocked")
     with pytest.raises(AssertionError, match="was used"):
         model(torch.zeros(1, 8, dtype=torch.long))

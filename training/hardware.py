@@ -116,7 +116,7 @@ def choose(run: RunConfig, local_rank: int = 0, local_world: int = 1) -> Hardwar
 def prepare_model(model: GPT, hardware: Hardware) -> GPT:
     """The model on its device, with the chosen attention and, where it pays, compiled up to the head."""
     model.to(hardware.device)
-    model.use_kernels(hardware.attention)
+    model.use_attention(hardware.attention)
     if hardware.compile:
         model.compile_hidden()
     return model

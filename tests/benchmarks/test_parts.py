@@ -94,8 +94,7 @@ def test_without_a_compiler_nothing_is_compiled(quick, corpus, tmp_path, monkeyp
 
 def test_kernels_compute_what_they_are_compared_with(quick, tmp_path):
     """Catches arms of different work: every call of a table gets the same inputs and gives every gradient."""
-    attention, gelu = kernels.tables(conditions(tmp_path), [TINY])
-    assert [len(t.rows) for t in (attention, gelu)] == [5, 4]
-    assert not any(row.failed for table in (attention, gelu) for row in table.rows)
+    (attention,) = kernels.tables(conditions(tmp_path), [TINY])
+    assert len(attention.rows) == 5 and not any(row.failed for row in attention.rows)
     parts = kernels.leaves(1, (3, 5), seed=1)
     assert torch.equal(parts[torch.float32][0].bfloat16(), parts[torch.bfloat16][0])
