@@ -8,7 +8,7 @@ import pytest
 
 import train
 from config import PRESETS, differences
-from experiments import ablation, arms, attention, default_run, kill_and_resume, protocol, threads
+from experiments import ablation, arms, default_run, kill_and_resume, precision, protocol, threads
 from reporting.metrics import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def test_no_page_has_a_place_left_to_fill():
         assert not re.search(r"@[A-Z]+@", page.read_text(encoding="utf-8")), page
 
 
-@pytest.mark.parametrize("study", [ablation, attention, default_run, kill_and_resume, protocol, threads])
+@pytest.mark.parametrize("study", [ablation, default_run, kill_and_resume, precision, protocol, threads])
 def test_every_study_explains_itself(study, capsys):
     """Catches a study whose command line no longer parses."""
     with pytest.raises(SystemExit) as end:
