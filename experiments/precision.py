@@ -84,11 +84,12 @@ def main(words: Sequence[str]) -> int:
     s = parse(Settings, words, prog="python -m experiments.precision", description=__doc__ or "")
     arms = [arm(p, k, seed, s) for p in PRESETS for seed in range(1, s.seeds + 1) for k in KINDS]
     run_all(arms, s.folder, 1, s.threads)
+    commit = git_state().get("commit", "unknown")[:12]
+    machine = f"{processor_name()}, {usable_cores()} cores, torch {versions()['torch']}, commit {commit}"
     lines = [
         "# bfloat16 against float32 on a CPU",
         "",
-        f"`python -m experiments.precision --seeds {s.seeds} --steps {s.steps} --every {s.every}` on "
-        f"{processor_name()}, {usable_cores()} cores, torch {versions()['torch']}, commit {git_state().get('commit', 'unknown')[:12]}. "
+        f"`python -m experiments.precision --seeds {s.seeds} --steps {s.steps} --every {s.every}`; {machine}. "
         "Validation cross-entropy in nats; seeds 1, 2, … in order.",
         "",
         *table(s),
