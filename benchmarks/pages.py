@@ -7,6 +7,7 @@
 A part that is run again replaces its own section of the page and leaves the others.
 """
 
+import functools
 import json
 import platform
 import time
@@ -27,6 +28,12 @@ from training.hardware import describe, git_state, versions
 FORMAT = 1
 
 
+@functools.cache
+def checkout() -> dict[str, Any]:
+    """The commit at the start: what a part writes into results/ is no change of the code."""
+    return git_state()
+
+
 def circumstances(conditions: Conditions, command: str) -> dict[str, Any]:
     """What every number needs beside it: the command, the code, the machine."""
     hardware, _ = settle(conditions)
@@ -37,7 +44,7 @@ def circumstances(conditions: Conditions, command: str) -> dict[str, Any]:
         "seed": conditions.seed,
         "rounds": conditions.rounds,
         "seconds": conditions.seconds,
-        "git": git_state(),
+        "git": checkout(),
         "versions": versions() | {"system": platform.platform()},
         "hardware": describe(hardware),
     }
