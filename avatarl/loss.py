@@ -20,6 +20,9 @@ from avatarl.reward import rewards as reward_of
 from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, scaled
 
 
+PRODUCT_ROWS = 4096  # of the unembedding's gradient at a time: their product is still in a CPU's cache when added
+
+
 class LossSettings(NamedTuple):
     """What the loss needs of MethodConfig, with the scheduled values of the present step (numbers or 0-d)."""
 
@@ -172,11 +175,20 @@ def fused_pass(hidden, unembedding, opinion, gold, settings, chunk_size, sums, w
             total += gradient_of_logits(logits, actions, reward, terms, out=out, scale=1 / n)
             if by_hidden is not None:
                 by_hidden[part] = logits @ head
-            if by_unembedding is not None and by_unembedding.dtype == dtype:
-                by_unembedding.addmm_(logits.T, h)
-            elif by_unembedding is not None:
-                by_unembedding += logits.T @ h
+            if by_unembedding is not None:
+                add_product(by_unembedding, logits.T, h)
     return total, by_hidden, by_unembedding
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (V, D) += left (V, n) @ right (n, D), whose type may be a shorter one than total's."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+        return
+    rows = len(total) if total.is_cuda else PRODUCT_ROWS
+    for start in range(0, len(total), rows):
+        part = slice(start, start + rows)
+        total[part] += left[part] @ right
 
 
 def fused_avatarl_loss(  # type: ignore[no-untyped-def]

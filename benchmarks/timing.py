@@ -77,7 +77,7 @@ def forget_compiled() -> None:
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype, precision: str) -> float:
-    """FLOP/s of a large matrix product in that precision, measured once: the best of 2 s, for a peak is what was had."""
+    """FLOP/s of a large matrix product in that precision, measured once: the best within 2 s."""
     torch.set_float32_matmul_precision(precision)
     return matmul_peak(device, dtype, seconds=2.0)
 
