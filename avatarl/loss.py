@@ -19,7 +19,6 @@ from avatarl.reward import Weight, consensus
 from avatarl.reward import rewards as reward_of
 from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, scaled
 
-
 PRODUCT_ROWS = 4096  # of the unembedding's gradient at a time: their product is still in a CPU's cache when added
 
 
