@@ -1,7 +1,7 @@
 """Causal attention for CPUs out of plain matrix products, a block of queries at a time.
 
-PyTorch's own flash attention for CPUs reaches a third of the speed of the products that it consists of:
-`python bench.py --parts kernels` times one against the other.
+It takes about half the time of PyTorch's flash attention for CPUs in bfloat16, and three quarters in float32:
+`python bench.py --parts kernels`.
 """
 
 from typing import Any

@@ -166,7 +166,7 @@ def fused_pass(hidden, unembedding, opinion, gold, settings, chunk_size, sums, w
             part = slice(start, min(start + size, n))
             h = hidden[part].to(dtype)
             logits = h @ head.T  # (n, V)
-            of_chunk = opinion if len(h) == n else opinion.rows(start, part.stop)
+            of_chunk = opinion.rows(start, part.stop)  # what it remembers of its logits goes with the chunk
             actions, critic, reward = judge(logits, of_chunk, gold[part], settings)
             if sums is not None:
                 sums.add(logits.to(total.dtype), actions, critic, reward, settings)
