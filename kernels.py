@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 QUERY_BLOCK = 64  # queries that share one product with all keys up to the last of them
-LONGEST_BLOCKED = 512  # beyond it the kept probabilities, T² / 2 a head, outweigh the speed
+LONGEST_BLOCKED = 512  # beyond it the kept probabilities, T² / 2 a head, take too much memory
 
 
 class BlockedAttention(torch.autograd.Function):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TILE_ELEMENTS = 2**19
+TILE_ELEMENTS = 2**19  # logits that a CPU takes at a time, to find them in its cache again: 2 MB in float32
 SHORT_ROW = 256  # numbers that NumPy sorts faster than torch.topk finds the largest of them
 
 
@@ -47,18 +47,10 @@ def _top_ids_by_key(values: Tensor, k: int) -> Tensor:
     bits = (values + 0.0).view(torch.int32)  # + 0.0 makes −0 equal to 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
     backwards = torch.arange(values.shape[-1] - 1, -1, -1, device=values.device)
-    return ids_of_top_keys((ordered.long() << 32) + backwards, k)
-
-
-def ids_of_top_keys(keys: Tensor, k: int) -> Tensor:
-    """Ids of the k largest integer keys (N, V), of which no two in a row are equal, best first: (N, k) int64.
-
-    The low 32 bits of a key are V − 1 − id.
-    """
-    vocabulary = keys.shape[-1]
-    if keys.device.type == "cpu" and vocabulary <= SHORT_ROW:  # NumPy sorts short rows in vector registers
+    keys = (ordered.long() << 32) + backwards
+    if keys.device.type == "cpu" and keys.shape[-1] <= SHORT_ROW:  # NumPy sorts short rows in vector registers
         best = torch.from_numpy(np.sort(keys.numpy(), axis=-1)[:, ::-1][:, :k].copy())
-        return vocabulary - 1 - (best & 0xFFFFFFFF)
+        return keys.shape[-1] - 1 - (best & 0xFFFFFFFF)
     return keys.topk(k, dim=-1).indices
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from avatarl.action_space import top_ids
-from avatarl.softmax_gradient import log_partition
+from avatarl.softmax_gradient import log_partition, product_dtype
 from config import require
 from model import GPT
 
@@ -113,9 +113,7 @@ def model_opinion(model: GPT, tokens: Tensor, autocast: Autocast = nullcontext) 
     model.eval()
     with torch.inference_mode(), autocast():
         hidden = model.hidden(tokens).flatten(0, 1)  # (N, D)
-        kind = tokens.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        unembedding = model.unembedding.to(dtype)
+        unembedding = model.unembedding.to(product_dtype(hidden))
     model.train(was_training)
     return HiddenOpinion(hidden, unembedding)
 

@@ -17,7 +17,7 @@ from avatarl.action_space import ActionSet, build_action_set
 from avatarl.metrics import MetricSums
 from avatarl.reward import Weight, consensus
 from avatarl.reward import rewards as reward_of
-from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, scaled
+from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, product_dtype, scaled
 
 PRODUCT_ROWS = 4096  # of the unembedding's gradient at a time: their product is still in a CPU's cache when added
 
@@ -119,7 +119,7 @@ class _LossOfLogits(torch.autograd.Function):
         if gradient is None:  # a second backward pass over a retained graph
             logits, ids, valid, rewards = ctx.saved_tensors
             gradient = torch.empty_like(logits)
-            gradient_of_logits(logits, ActionSet(ids, valid), rewards, ctx.terms, gradient, 1 / len(logits))
+            gradient_of_logits(logits, ActionSet(ids, valid), rewards, ctx.terms, gradient, 1 / max(len(logits), 1))
         return scaled(gradient, grad_output), None, None, None
 
 
@@ -156,7 +156,7 @@ def fused_pass(hidden, unembedding, opinion, gold, settings, chunk_size, sums, w
     """
     n, kind = len(hidden), hidden.device.type
     size = -(-n // max(1, -(-n // chunk_size)))  # equal chunks: no small one at the end
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    dtype = product_dtype(hidden)
     total = torch.zeros((), dtype=exact(dtype), device=hidden.device)
     by_hidden = torch.empty_like(hidden) if wanted[0] else None
     by_unembedding = torch.zeros_like(unembedding) if wanted[1] else None

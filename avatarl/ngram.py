@@ -136,7 +136,7 @@ class NgramOpinion:
         Exact, but for one case: a sparse table ranks the first entries of every row, in an order from before
         anything was left out. Gold is always ranked. In a row of more than m = k + SPARE entries, leaving one
         out changes C and U by at most 1 in m, so that another entry would have to pass SPARE better ones by
-        that: at 100,000 positions of WikiText-2 in GPT-2's tokens it never did. Raises ValueError for k > V.
+        that. Raises ValueError for k > V.
         """
         vocab_size = self._table.vocab_size
         if k > vocab_size:

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
 
-from avatarl.action_space import ActionSet
+from avatarl.action_space import TILE_ELEMENTS, ActionSet
 from avatarl.reward import Weight
-
-TILE_ELEMENTS = 2**19  # logits of one tile on a CPU: 2 MB in float32
 
 
 class Terms(NamedTuple):
@@ -41,6 +39,12 @@ class Terms(NamedTuple):
 def exact(dtype: torch.dtype) -> torch.dtype:
     """The type that logits of `dtype` are computed in: float32, or float64 as it is."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The type that matrix products with `tensor` run in: autocast's where that is on, else its own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
