@@ -52,3 +52,26 @@ def parse_schedule(text: str, name: str) -> tuple[tuple[float, float], ...]:
         "progress must rise strictly from knot to knot and stay within 0 and 1",
     )
     return tuple(knots)
+
+
+JUDGES = ("model", "ngram", "mixed", "self")
+
+
+def parse_members(text: str, name: str) -> dict[str, float]:
+    """Who judges with what weight: "mixed:0.5,self:0.5" → {"mixed": 0.5, "self": 0.5}.
+
+    Raises ConfigError, naming the field `name`, for fewer than two members, one that is named twice or that does
+    not exist, or a weight that is not above 0.
+    """
+    members: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        kind, _, weight = part.partition(":")
+        require(kind in JUDGES, name, text, f"{kind!r} is no critic; use {', '.join(JUDGES[:-1])} or {JUDGES[-1]}")
+        require(kind not in members, name, text, f"{kind} is named twice")
+        try:
+            members[kind] = float(weight or "nan")
+        except ValueError:
+            members[kind] = math.nan
+        require(0 < members[kind] < math.inf, name, text, f"{part!r} needs a weight above 0, such as {kind}:0.5")
+    require(len(members) > 1, name, text, "an ensemble has two members or more, such as mixed:0.5,self:0.5")
+    return members

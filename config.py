@@ -15,7 +15,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from checks import ConfigError, check_fields, parse_schedule, require
+from checks import ConfigError, check_fields, parse_members, parse_schedule, require
 from presets import PRESETS
 
 
@@ -146,8 +146,11 @@ class ModelConfig:
 class CriticConfig:
     """Who judges the alternatives (DESIGN section 3, Critics)."""
 
-    kind: Literal["model", "ngram", "self"] = "model"
-    """model: a frozen GPT; ngram: statistics of the training text; self: the student's own past or a twin."""
+    kind: Literal["model", "ngram", "mixed", "self", "ensemble"] = "model"
+    """model: a frozen GPT; ngram: interpolated counts of the training text; mixed: all context lengths as a product
+    of experts (small vocabularies, the best judge); self: the student's own past or a twin; ensemble: several."""
+    ensemble: str = "mixed:0.5,self:0.5"
+    """ensemble: whose probabilities are multiplied, each to the power of its weight, as kind:weight,kind:weight."""
     run: str = ""
     """model: a run folder to take the critic from. Empty: the critic of `preset`, trained when missing."""
     preset: str = ""
@@ -156,10 +159,12 @@ class CriticConfig:
     """model: two critics, each trained on one half of the text and judging the other half."""
     ngram_context: int = 4
     """ngram: longest context in tokens (1 = bigram)."""
+    mixed_context: int = 8
+    """mixed: longest context in tokens."""
     ngram_discount: float = 0.75
     """ngram: absolute discount d, in (0, 1)."""
     leave_one_out: bool = True
-    """ngram: take a training position's own occurrence out of the counts it is judged by."""
+    """ngram, mixed: take a training position's own occurrence out of the counts it is judged by."""
     past: Literal["ema", "ring", "twin"] = "ema"
     """self: a moving average of the student, a ring of its snapshots, or a twin trained beside it."""
     ema_decay: float = 0.999
@@ -175,13 +180,21 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         check_fields("critic", self)
+        members = self.members
         require(
-            not self.cache or self.kind != "self",
+            self.kind != "ensemble" or not ("self" in members and self.past == "twin"),
+            "critic.past",
+            self.past,
+            "a twin judges alone; use ema or ring in an ensemble",
+        )
+        require(
+            not self.cache or "self" not in members,
             "critic.cache",
             self.cache,
-            "the student's past changes while it trains; use --critic.kind model or ngram",
+            "the student's past changes while it trains; use --critic.kind model, ngram or mixed",
         )
         require(self.cache_top >= 0, "critic.cache-top", self.cache_top, "use 0 (twice method.top-k) or more tokens")
+        require(1 <= self.mixed_context <= 16, "critic.mixed-context", self.mixed_context, "use 1 to 16 tokens")
         require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
         require(
             0 < self.ngram_discount < 1,
@@ -194,6 +207,11 @@ class CriticConfig:
             value = getattr(self, name)
             require(value >= 1, f"critic.{name.replace('_', '-')}", value, "use a positive number")
 
+    @property
+    def members(self) -> dict[str, float]:
+        """Who judges, and with what weight: {kind: weight}; one alone with weight 1."""
+        return parse_members(self.ensemble, "critic.ensemble") if self.kind == "ensemble" else {self.kind: 1.0}
+
 
 @dataclass(frozen=True)
 class MethodConfig:
@@ -205,6 +223,8 @@ class MethodConfig:
 
     top_k: int = 16
     """k: the student and the critic propose this many actions each."""
+    proposals: Literal["both", "critic"] = "both"
+    """both: student and critic propose actions; critic: it alone, beside gold (to be studied)."""
     reality_weight: float = 0.7
     """w_r: weight of the reality expert in the geometric mean."""
     critic_weight: float = 0.3
@@ -340,6 +360,8 @@ class TrainConfig:
 
     objective: Literal["avatarl", "cross-entropy"] = "avatarl"
     """What is minimised: AvataRL, or cross-entropy (for critics and baselines)."""
+    label_smoothing: float = 0.0
+    """cross-entropy: share of the target that is spread over the whole vocabulary, in [0, 1)."""
     steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 12
@@ -359,6 +381,13 @@ class TrainConfig:
             value = getattr(self, name)
             require(value >= 1, f"train.{name.replace('_', '-')}", value, "use a positive number")
         require(self.checkpoint_every >= 0, "train.checkpoint-every", self.checkpoint_every, "use 0 or more steps")
+        require(0 <= self.label_smoothing < 1, "train.label-smoothing", self.label_smoothing, "use a share in [0, 1)")
+        require(
+            self.label_smoothing == 0 or self.objective == "cross-entropy",
+            "train.label-smoothing",
+            self.label_smoothing,
+            "rewards have no labels to smooth; add --train.objective cross-entropy",
+        )
         require(
             self.batch_size % self.grad_accum == 0,
             "train.grad-accum",

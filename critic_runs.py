@@ -33,7 +33,7 @@ def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardwa
     A critic is found again by a hash of its settings, corpus and tokenizer. Empty for other kinds of critic.
     """
     c = config.critic
-    if config.train.objective != "avatarl" or c.kind != "model":
+    if config.train.objective != "avatarl" or "model" not in c.members:
         return [], 0
     if c.run:
         return [Path(c.run)], 0
@@ -171,9 +171,11 @@ def critic_identity(config: Config, dataset: Dataset, critics: list[Path]) -> Id
         "data.train-start": data.train_start,
         "data.train-stop": data.train_stop,
     }
-    if c.kind == "ngram":
-        names = ("ngram_context", "ngram_discount", "leave_one_out")
-        return facts | {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in names}
+    names = {"ngram": ("ngram_context", "ngram_discount", "leave_one_out"), "mixed": ("mixed_context", "leave_one_out")}
+    used = {name for kind in c.members for name in names.get(kind, ())} | ({"ensemble"} if c.kind == "ensemble" else set())
+    facts |= {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in sorted(used)}
+    if not critics:
+        return facts
     models, weights = [], []
     for folder in critics:
         models.append(dataclasses.asdict(read_config(folder)[0].model))

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from avatarl.cache import CachedCritic
-from avatarl.critics import Autocast, Critic, CrossFitCritic, ModelCritic, PastCritic
+from avatarl.critics import Autocast, Critic, CrossFitCritic, EnsembleCritic, ModelCritic, PastCritic
+from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
 from avatarl.objective import AvataRL, CrossEntropy
 from config import Config, require
@@ -20,13 +21,28 @@ def frozen_critic(
     autocast: Autocast,
     device: torch.device | str,
 ) -> Critic:
-    """The critic that does not follow the student: n-grams of the training tokens, or the models `frozen`.
+    """The critic that does not follow the student: statistics of the training tokens, the models `frozen`, or both.
 
     One model judges everything, each of two the half of the text that it was not trained on. Raises ConfigError
     when a model does not fit the student.
     """
+    members = config.critic.members
+    critics = [one_critic(kind, config, train, vocab_size, frozen, autocast, device) for kind in members]
+    return critics[0] if len(critics) == 1 else EnsembleCritic(critics, list(members.values()), vocab_size)
+
+
+def one_critic(
+    kind: str,
+    config: Config,
+    train: np.ndarray,
+    vocab_size: int,
+    frozen: list[GPT],
+    autocast: Autocast,
+    device: torch.device | str,
+) -> Critic:
+    """The critic of one kind that does not follow the student."""
     c = config.critic
-    if c.kind == "ngram":
+    if kind == "ngram":
         return NgramCritic(
             train,
             vocab_size,
@@ -35,10 +51,34 @@ def frozen_critic(
             leave_one_out=c.leave_one_out,
             device=device,
         )
+    if kind == "mixed":
+        return MixedCritic(
+            train,
+            vocab_size,
+            context=c.mixed_context,
+            leave_one_out=c.leave_one_out,
+            remember=config.method.context == "gold",
+            device=device,
+        )
     critics = [ModelCritic(m, vocab_size, config.model.block_size, autocast) for m in frozen]
     if len(critics) == 1:
         return critics[0]
     return CrossFitCritic(critics[0], critics[1], len(train) // 2)
+
+
+def past_critic(student: GPT, config: Config, autocast: Autocast) -> PastCritic:
+    """The student's own past, as an average or a ring of snapshots."""
+    c = config.critic
+    ema = c.past == "ema"
+    past = PastCritic(
+        student,
+        size=1 if ema else c.ring_size,
+        decay=c.ema_decay if ema else None,
+        every=c.ring_every,
+        seed=config.run.seed,
+    )
+    past.autocast = autocast
+    return past
 
 
 def build_objective(
@@ -56,7 +96,7 @@ def build_objective(
     Raises ConfigError when k exceeds the vocabulary or a critic does not fit.
     """
     if config.train.objective == "cross-entropy":
-        return CrossEntropy(student)
+        return CrossEntropy(student, config.train.label_smoothing)
     c, method, vocab_size = config.critic, config.method, student.vocab_size
     require(
         method.top_k <= vocab_size,
@@ -64,30 +104,26 @@ def build_objective(
         method.top_k,
         f"the vocabulary has only {vocab_size} tokens; use k <= {vocab_size}",
     )
-    device = student.wte.weight.device
+    device, members = student.wte.weight.device, c.members
     critic: Critic | None = None
     past = twin = None
-    critic_flops = 0.0
+    critic_flops: float | None = 0.0
     if cache is not None:
         critic = CachedCritic(cache, device)
-    elif c.kind != "self":
-        critic = frozen_critic(config, train, vocab_size, frozen, autocast, device)
-        critic_flops = sum(m.flops_per_token() for m in frozen)
-    elif c.past == "twin":
+    elif c.kind == "self" and c.past == "twin":
+        critic_flops = None
         twin = student.clone()
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed + 1)
             twin.reset_parameters()
     else:
-        ema = c.past == "ema"
-        past = PastCritic(
-            student,
-            size=1 if ema else c.ring_size,
-            decay=c.ema_decay if ema else None,
-            every=c.ring_every,
-            seed=config.run.seed,
-        )
-        past.autocast = autocast
+        past = past_critic(student, config, autocast) if "self" in members else None
+        judges = [
+            past if kind == "self" else one_critic(kind, config, train, vocab_size, frozen, autocast, device)
+            for kind in members
+        ]
+        critic_flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)
+        critic = judges[0] if len(judges) == 1 else EnsembleCritic(judges, list(members.values()), vocab_size)
     return AvataRL(
         student,
         method,

@@ -8,7 +8,7 @@ ngram.py.
 Shapes: B batch, T positions, N = B·T, V vocabulary, D the critic's width, K tokens asked for per position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Protocol
@@ -59,6 +59,10 @@ class DenseOpinion:
     def log_probs(self, ids: Tensor) -> Tensor:
         return self._log_probs.gather(-1, ids)
 
+    def full(self) -> Tensor:
+        """All log-probabilities: (N, V)."""
+        return self._log_probs
+
 
 class HiddenOpinion:
     """A model's opinion, held as hidden states (N, D); logits exist for one chunk of rows at a time.
@@ -105,6 +109,40 @@ class EitherOpinion:
 
     def log_probs(self, ids: Tensor) -> Tensor:
         return torch.where(self._first[:, None], self._one.log_probs(ids), self._other.log_probs(ids))
+
+
+class EnsembleOpinion:
+    """A product of experts: p ∝ Π p_i^weight_i over the full vocabulary. Holds (n, V) once it is asked."""
+
+    def __init__(self, opinions: Sequence[CriticOpinion], weights: Sequence[float], vocab_size: int, n: int) -> None:
+        self._opinions, self._weights, self._vocab_size, self._n = opinions, weights, vocab_size, n
+
+    def rows(self, start: int, stop: int) -> "EnsembleOpinion":
+        parts = [opinion.rows(start, stop) for opinion in self._opinions]
+        return EnsembleOpinion(parts, self._weights, self._vocab_size, len(range(self._n)[start:stop]))
+
+    @cached_property
+    def _log_probs(self) -> Tensor:
+        score: Tensor | float = 0.0
+        for opinion, weight in zip(self._opinions, self._weights, strict=True):
+            score = score + weight * self._of_all(opinion)
+        assert isinstance(score, Tensor)
+        return score.log_softmax(-1)
+
+    def _of_all(self, opinion: CriticOpinion) -> Tensor:
+        """One member's log-probabilities of the whole vocabulary (n, V), in float32."""
+        if isinstance(opinion, DenseOpinion):
+            return opinion.full()
+        device = opinion.top_ids(1).device
+        return opinion.log_probs(torch.arange(self._vocab_size, device=device).expand(self._n, -1)).float()
+
+    @torch.no_grad()
+    def top_ids(self, k: int) -> Tensor:
+        return top_ids(self._log_probs, k)
+
+    @torch.no_grad()
+    def log_probs(self, ids: Tensor) -> Tensor:
+        return self._log_probs.gather(-1, ids)
 
 
 def model_opinion(model: GPT, tokens: Tensor, autocast: Autocast = nullcontext) -> HiddenOpinion:
@@ -156,6 +194,20 @@ class CrossFitCritic:
             return self._of_first.opinion(tokens, positions)
         in_second = (positions >= self._middle).repeat_interleave(tokens.shape[1])  # (N,)
         return EitherOpinion(in_second, self._of_first.opinion(tokens, positions), second)
+
+
+class EnsembleCritic:
+    """Several critics whose probabilities are multiplied, each to the power of its weight, and normalised.
+
+    Every token of the vocabulary is scored at every position: (n, V) numbers per chunk of a loss.
+    """
+
+    def __init__(self, critics: Sequence[Critic], weights: Sequence[float], vocab_size: int) -> None:
+        self._critics, self._weights, self._vocab_size = list(critics), list(weights), vocab_size
+
+    def opinion(self, tokens: Tensor, positions: Tensor | None) -> EnsembleOpinion:
+        opinions = [critic.opinion(tokens, positions) for critic in self._critics]
+        return EnsembleOpinion(opinions, self._weights, self._vocab_size, tokens.numel())
 
 
 class PastCritic(nn.Module):

@@ -27,19 +27,23 @@ CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
 
 class CrossEntropy(nn.Module):
-    """Pretraining: the mean negative log-likelihood of the token that came next."""
+    """Pretraining: the mean negative log-likelihood of the token that came next.
+
+    `label_smoothing`, in [0, 1), spreads that share of each target evenly over the vocabulary.
+    """
 
     inner_epochs = 1
 
-    def __init__(self, student: GPT) -> None:
+    def __init__(self, student: GPT, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.label_smoothing = student, label_smoothing
 
     def forward(
         self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, gold = self.student(batch.tokens).flatten(0, 1).float(), batch.targets.flatten()  # (N, V), (N,)
-        return F.cross_entropy(logits, gold), policy_metrics(logits.detach(), gold) if measure else {}
+        loss = F.cross_entropy(logits, gold, label_smoothing=self.label_smoothing)
+        return loss, policy_metrics(logits.detach(), gold) if measure else {}
 
     def after_step(self, step: int) -> None:
         """Nothing follows the student here."""
@@ -53,8 +57,9 @@ class AvataRL(nn.Module):
     """Next-token prediction as a game: action set, consensus, reward, REINFORCE (DESIGN section 3).
 
     `critic` judges, at `critic_flops` per token; without one, `past` (the student's EMA or ring) or `twin` (a
-    second student, which learns by the same rules with the first as its critic) does. Both are part of the
-    checkpoint; a frozen critic is not.
+    second student, which learns by the same rules with the first as its critic) does. A `past` beside a critic is
+    a member of that ensemble, and follows the student. Past and twin are part of the checkpoint; a frozen critic is
+    not.
     """
 
     def __init__(
@@ -67,15 +72,18 @@ class AvataRL(nn.Module):
         critic: Critic | None = None,
         past: PastCritic | None = None,
         twin: GPT | None = None,
-        critic_flops: float = 0.0,
+        critic_flops: float | None = None,
         autocast: Autocast = nullcontext,
     ) -> None:
         super().__init__()
-        if sum(x is not None for x in (critic, past, twin)) != 1:
-            raise ValueError("AvataRL needs exactly one of critic, past and twin")
+        if critic_flops is None:
+            critic_flops = student.flops_per_token() if critic is None else 0.0
+        critic = past if critic is None else critic
+        if (critic is None) == (twin is None):
+            raise ValueError("AvataRL needs either a critic (the student's past is one) or a twin")
         self.student, self.past, self.twin = student, past, twin
         self.method, self.seed, self.autocast = method, seed, autocast
-        self._critic, self._critic_flops = critic, critic_flops
+        self._critics, self._critic_flops = (critic,), critic_flops  # in a tuple: `past` is not registered twice
         self.inner_epochs = method.inner_epochs
         device = student.wte.weight.device
         self.schedules = Schedules(method, steps, device)
@@ -97,6 +105,7 @@ class AvataRL(nn.Module):
             policy_weighting=m.policy_weighting,
             active_k=now["top_k"] if self.schedules.k_varies else None,
             use_entropy=self.schedules.ever_entropy,
+            proposals=m.proposals,
         )
 
     def forward(
@@ -153,9 +162,9 @@ class AvataRL(nn.Module):
             return model_opinion(rival, tokens, self.autocast)
         if judged is not None:
             return CachedOpinion(judged[0].flatten(0, 1), judged[1].flatten(0, 1), self.student.vocab_size)
-        judge_of_run = self.past if self.past is not None else self._critic
-        assert judge_of_run is not None  # the constructor saw to it; twins are rivals
-        return judge_of_run.opinion(tokens, positions)
+        critic = self._critics[0]
+        assert critic is not None  # the constructor saw to it; twins are rivals
+        return critic.opinion(tokens, positions)
 
     @torch.no_grad()
     def student_context(
@@ -207,6 +216,5 @@ class AvataRL(nn.Module):
         """Matrix-product FLOPs of a training step, per token, the critic's forward included."""
         forward = self.student.flops_per_token()
         looks = 2 if self.method.context == "student" else 1
-        critic = self._critic_flops if self._critic is not None else forward
         players = 1 if self.twin is None else 2
-        return players * ((3 * self.method.inner_epochs + looks - 1) * forward + looks * critic)
+        return players * ((3 * self.method.inner_epochs + looks - 1) * forward + looks * self._critic_flops)

@@ -99,9 +99,9 @@ def flops_per_token(config: Config, forward: float) -> tuple[float, float]:
         return 3 * forward, 0.0
     method, players = config.method, player_count(config)
     looks = 2 if method.context == "student" else 1
-    judging = forward if config.critic.kind == "self" else 0.0
+    judging = forward if "self" in config.critic.members else 0.0
     if critic_count(config) and not config.critic.cache:
-        judging = critic_flops(config)
+        judging += critic_flops(config)
     return players * (3 * method.inner_epochs + looks - 1) * forward, players * looks * judging
 
 
@@ -136,7 +136,7 @@ def critic_config(config: Config) -> Config:
 def critic_count(config: Config) -> int:
     """How many frozen models judge a run of `config`."""
     c = config.critic
-    if config.train.objective != "avatarl" or c.kind != "model":
+    if config.train.objective != "avatarl" or "model" not in c.members:
         return 0
     return 2 if c.cross_fit and not c.run else 1
 
@@ -189,7 +189,7 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
     work, m, size = count(config), config.model, hardware.dtype.itemsize
     c, avatarl = config.critic, config.train.objective == "avatarl"
     trained = 3 if config.optim.name == "muon" else 4  # weight, gradient and the optimiser's one or two moments
-    copies = {"ema": 1, "ring": c.ring_size}.get(c.past, 0) if avatarl and c.kind == "self" else 0
+    copies = {"ema": 1, "ring": c.ring_size}.get(c.past, 0) if avatarl and "self" in c.members else 0
     weights = 4.0 * work.parameters * (player_count(config) * trained + copies)
     if critic_count(config) and not c.cache:
         weights += 4.0 * critic_count(config) * critic_model(config).parameter_count()

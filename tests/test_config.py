@@ -51,7 +51,7 @@ REFUSED: list[tuple[type, dict, str, str, str]] = [
     (ModelConfig, {"n_embd": 12, "n_head": 4, "position": "rope"}, "model.position", "'rope'", "even head width"),
     (ModelConfig, {"position": "alibi"}, "model.position", "'alibi'", "learned or rope"),
     (ModelConfig, {"dropout": 1.0}, "model.dropout", "1.0", "below 1"),
-    (CriticConfig, {"kind": "gpt"}, "critic.kind", "'gpt'", "model or ngram or self"),
+    (CriticConfig, {"kind": "gpt"}, "critic.kind", "'gpt'", "model or ngram or mixed or self or ensemble"),
     (CriticConfig, {"ngram_context": 17}, "critic.ngram-context", "17", "0 to 16"),
     (CriticConfig, {"ngram_discount": 1.0}, "critic.ngram-discount", "1.0", "(0, 1)"),
     (CriticConfig, {"ema_decay": 1.0}, "critic.ema-decay", "1.0", "[0, 1)"),

@@ -187,7 +187,7 @@ def test_training_from_a_cache_is_training_from_its_critic(tmp_path, carried):
     cache = cached_ngrams(tmp_path / "cache", CONFIG)
     batches = TrainingBatches(TOKENS, T, 6, seed=1, fixed_offset=True, cache=cache if carried else None)
     live, stored = (build_objective(tiny_gpt(V), CONFIG, TOKENS, [], nullcontext, source) for source in (None, cache))
-    assert isinstance(stored, AvataRL) and isinstance(stored._critic, CachedCritic)
+    assert isinstance(stored, AvataRL) and isinstance(stored._critics[0], CachedCritic)
     assert stored.flops_per_token() == live.flops_per_token()  # n-grams cost none either
     for step in range(6):
         losses, gradients = [], []
