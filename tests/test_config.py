@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Callable
 
 import pytest
 
@@ -57,7 +58,14 @@ REFUSED: list[tuple[type, dict, str, str, str]] = [
     (CriticConfig, {"ema_decay": 1.0}, "critic.ema-decay", "1.0", "[0, 1)"),
     (CriticConfig, {"ring_size": 0}, "critic.ring-size", "0", "positive"),
     (CriticConfig, {"ring_every": 0}, "critic.ring-every", "0", "positive"),
-    (CriticConfig, {"kind": "self", "cache": True}, "critic.cache", "True", "critic.kind model or ngram"),
+    (CriticConfig, {"kind": "self", "cache": True}, "critic.cache", "True", "critic.kind model, ngram or mixed"),
+    (CriticConfig, {"kind": "ensemble", "cache": True}, "critic.cache", "True", "critic.kind model, ngram or mixed"),
+    (CriticConfig, {"kind": "ensemble", "ensemble": "mixed:1"}, "critic.ensemble", "mixed:1", "two members or more"),
+    (CriticConfig, {"kind": "ensemble", "ensemble": "mixed:1,gpt:1"}, "critic.ensemble", "gpt", "is no critic"),
+    (CriticConfig, {"kind": "ensemble", "ensemble": "mixed:1,mixed:2"}, "critic.ensemble", "mixed:1", "named twice"),
+    (CriticConfig, {"kind": "ensemble", "ensemble": "mixed:1,self:0"}, "critic.ensemble", "self:0", "above 0"),
+    (CriticConfig, {"kind": "ensemble", "past": "twin"}, "critic.past", "twin", "use ema or ring in an ensemble"),
+    (CriticConfig, {"mixed_context": 0}, "critic.mixed-context", "0", "use 1 to 16 tokens"),
     (CriticConfig, {"cache_top": -1}, "critic.cache-top", "-1", "twice method.top-k"),
     (MethodConfig, {"top_k": 0}, "method.top-k", "0", "positive"),
     (MethodConfig, {"epsilon": 0.0}, "method.epsilon", "0.0", "between 0 and 1"),
@@ -294,7 +302,8 @@ def test_every_knob_is_a_frozen_field(group):
     """Catches an attribute without annotation, which would be no field, no flag, and shared by all."""
     kind = GROUPS[group]
     fields = {f.name for f in dataclasses.fields(kind)}
-    plain = {name for name, value in vars(kind).items() if not name.startswith("_") and not callable(value)}
+    methods = property | Callable
+    plain = {n for n, value in vars(kind).items() if not n.startswith("_") and not isinstance(value, methods)}
     assert plain - fields <= {"SCHEDULED"}
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(kind(), next(iter(fields)), None)

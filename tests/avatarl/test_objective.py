@@ -352,6 +352,9 @@ def built(config: Config, frozen: list[GPT] | None = None) -> Any:
         ({"kind": "self", "past": "ema"}, 0),
         ({"kind": "self", "past": "ring"}, 0),
         ({"kind": "self", "past": "twin"}, 0),
+        ({"kind": "mixed", "mixed_context": 2}, 0),
+        ({"kind": "ensemble", "ensemble": "mixed:0.5,model:1,self:0.25", "mixed_context": 2}, 1),
+        ({"kind": "ensemble", "ensemble": "ngram:1,self:1", "past": "ring"}, 0),
     ],
     ids=str,
 )
@@ -371,6 +374,29 @@ def test_cross_fitting_is_wired_to_the_other_half():
     for half, judge_of_half in ((slice(8), second), (slice(8, 16), first)):
         wanted = model_opinion(judge_of_half, tokens).log_probs(ids)
         torch.testing.assert_close(found[half], wanted[half])
+
+
+def test_an_ensemble_multiplies_its_members():
+    """Catches weights that reach the wrong member, a product that is not normalised, and a past that stands still."""
+    model = tiny_gpt(seed=2)
+    critic = {"kind": "ensemble", "ensemble": "model:0.5,self:2", "ema_decay": 0.5}
+    objective = built(tiny_config(critic=critic), [model])
+    drift = torch.ones_like(objective.student.wte.weight)
+    with torch.no_grad():
+        objective.student.wte.weight += drift
+    objective.after_step(1)
+    torch.testing.assert_close(objective.past.copies[0].wte.weight, objective.student.wte.weight - 0.5 * drift)
+    tokens = random_batch(rows=2).tokens
+    opinions = [model_opinion(m, tokens) for m in (model, objective.past.copies[0])]
+    everything = torch.arange(V).expand(16, V)
+    score = 0.5 * opinions[0].log_probs(everything) + 2 * opinions[1].log_probs(everything)
+    found = objective.ask(tokens, None)
+    torch.testing.assert_close(found.log_probs(everything), score.log_softmax(-1))
+    torch.testing.assert_close(found.top_ids(3), score.topk(3).indices)
+    torch.testing.assert_close(found.rows(5, 9).log_probs(everything[5:9]), score.log_softmax(-1)[5:9])
+    assert any(key.startswith("past.") for key in objective.state_dict())  # its past is saved, the frozen model is not
+    assert not any("critic" in key for key in objective.state_dict())
+    assert objective.flops_per_token() == (3 + 2) * objective.student.flops_per_token()
 
 
 def test_a_twin_starts_elsewhere():
