@@ -17,25 +17,29 @@ Source: log-linear interpolation (Klakow, 1998), with the confidence buckets of 
 Shapes: B windows, T positions, N = B·T, V vocabulary, J = context + 1 lengths, the longest first, the unigram last.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from avatarl.critics import DenseOpinion
-from avatarl.mixed_counts import MAX_VOCABULARY, UNSEEN, ROOT, CountTable
-from avatarl.ngram_index import look_up
+from avatarl.mixed_counts import MAX_VOCABULARY, ROOT, UNSEEN, CountTable
 from avatarl.ngram_counts import Stream, checked_stream
+from avatarl.ngram_index import look_up
 from config import require
 
 FIT_POSITIONS = 30_000
 FIT_STEPS = 240
 FIT_BATCH = 2048
 FIT_RATE = 0.03
-TOTALS = 13  # buckets of C: 0, 1, 2, 3–4, 5–8, … 
+TOTALS = 13  # buckets of C: 0, 1, 2, 3–4, 5–8, …
 KINDS = 4  # buckets of U: 1, 2–3, 4–8, more
 MEMORY_BYTES = 2**29
 SMALLEST = 1e-9  # a probability that rounding made 0 or less
+
+
+Experts = Iterator[tuple[int, Tensor, Tensor]]  # which of the J, its log p_n (N, V), and its bucket (N,)
 
 
 class Gates(NamedTuple):
@@ -86,7 +90,7 @@ class MixedCritic:
             self._known = torch.zeros(len(ids), dtype=torch.bool, device=device)
             if self._memory.is_cuda:  # there a step must not wait to hear what is known; a CPU learns on the way
                 for start in range(0, len(ids), 2**14):
-                    self._recall(torch.arange(start, min(start + 2**14, len(ids)), device=device))
+                    self._learn(torch.arange(start, min(start + 2**14, len(ids)), device=device))
 
     def opinion(self, tokens: Tensor, positions: Tensor | None = None) -> DenseOpinion:
         """What follows each of tokens (B, T), N = B·T in row-major order.
@@ -98,33 +102,39 @@ class MixedCritic:
         if positions is not None and self._memory is not None:
             places = positions[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
             return DenseOpinion(self._recall(places.flatten()))
-        rows = self._rows(tokens, positions)
+        return DenseOpinion(self._mix(self.judged_by_each(tokens, positions)))
+
+    def judged_by_each(self, tokens: Tensor, positions: Tensor | None) -> Experts:
+        """What every expert thinks of tokens (B, T), the shortest context first; arguments as of `opinion`."""
         own = gold = None
         if positions is not None and self.leave_one_out:
             gold, own = self._own_occurrence(tokens, positions)
-        return DenseOpinion(self._judge(rows, gold, own))
+        return self._experts(self._rows(tokens, positions), gold, own)
 
     def _recall(self, places: Tensor) -> Tensor:
         """Log-probabilities (n, V) of what follows the corpus's tokens at `places` (n,), remembered or made now."""
         assert self._memory is not None and self._known is not None
-        new = places
         if not places.is_cuda:
             new = places[~self._known[places]]
-        if len(new) and not (places.is_cuda and bool(self._known[-1])):
-            gold, own = self._own_occurrence(self.corpus[new][:, None], new)
-            self._memory[new] = self._judge(self._rows(self.corpus[new][:, None], new), gold, own).half()
-            self._known[new] = True
+            if len(new):
+                self._learn(new)
         return self._memory.index_select(0, places).float()
 
-    def _judge(self, rows: Tensor, gold: Tensor | None, own: Tensor | None) -> Tensor:
-        """Log-probabilities (N, V) after the contexts rows (N, J)."""
-        score = self.gates.bias.repeat(len(rows), 1)  # (N, V)
-        for j, (log_p, bucket) in self.experts(rows, gold, own):
-            score.addcmul_(self.gates.weights[j][bucket][:, None], log_p)
+    def _learn(self, places: Tensor) -> None:
+        """Judge the corpus's tokens at `places` (n,), and remember it."""
+        assert self._memory is not None and self._known is not None
+        self._memory[places] = self._mix(self.judged_by_each(self.corpus[places][:, None], places)).half()
+        self._known[places] = True
+
+    def _mix(self, experts: Experts) -> Tensor:
+        """The product of the experts, each weighed by its confidence: log-probabilities (N, V)."""
+        score = self.gates.bias
+        for j, log_p, bucket in experts:
+            score = torch.addcmul(score, self.gates.weights[j][bucket][:, None], log_p)
         return score.log_softmax(-1)
 
-    def experts(self, rows: Tensor, gold: Tensor | None, own: Tensor | None):  # type: ignore[no-untyped-def]
-        """Yields (j, (log p_n (N, V), its bucket (N,))) for every length, the shortest first."""
+    def _experts(self, rows: Tensor, gold: Tensor | None, own: Tensor | None) -> Experts:
+        """Yields (j, log p_n (N, V), bucket (N,)) for every length, the shortest first."""
         table, n = self.table, len(rows)
         p = torch.full((n, self.vocab_size), 1 / self.vocab_size, device=rows.device)
         for j in reversed(range(rows.shape[1])):
@@ -141,7 +151,7 @@ class MixedCritic:
             if own is not None and gold is not None:
                 p.scatter_add_(1, gold[:, None], ((without - own[:, j]) * scale)[:, None])
             p.clamp_min_(SMALLEST)
-            yield j, (p.log(), buckets(total, kinds))
+            yield j, p.log(), buckets(total, kinds)
 
     def _rows(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """The row of every context that ends in each token: (B, T) → (N, J) int64."""
@@ -189,7 +199,7 @@ class MixedCritic:
                 adam.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
                 pick = torch.randint(count, (FIT_BATCH,), generator=draw).to(device)
                 w = weights.view(-1)[slots[pick] + offset]  # (n, J)
-                score = torch.bmm(w[:, None], features[pick].float())[:, 0] + bias
+                score = torch.bmm(w[:, None], features[pick])[:, 0] + bias
                 loss = torch.nn.functional.cross_entropy(score, gold[pick])
                 adam.zero_grad()
                 loss.backward()
@@ -198,15 +208,12 @@ class MixedCritic:
 
     @torch.no_grad()
     def _features(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """log p_n (n, J, V) in bfloat16… and buckets (n, J) of the tokens at `places` (n,), leave-one-out."""
-        tokens = self.corpus[places][:, None]
-        rows = self._rows(tokens, places)
-        gold, own = self._own_occurrence(tokens, places)
+        """log p_n (n, J, V) and buckets (n, J) of the tokens at `places` (n,), leave-one-out."""
         features = torch.empty(len(places), self.context + 1, self.vocab_size, device=places.device)
         slots = torch.empty(len(places), self.context + 1, dtype=torch.int64, device=places.device)
         for start in range(0, len(places), 4096):
             part = slice(start, start + 4096)
-            for j, (log_p, bucket) in self.experts(rows[part], gold[part], own[part]):
+            for j, log_p, bucket in self.judged_by_each(self.corpus[places[part]][:, None], places[part]):
                 features[part, j], slots[part, j] = log_p, bucket
         return features, slots
 

@@ -38,7 +38,8 @@ class CountTable(NamedTuple):
     @staticmethod
     def build(corpus: np.ndarray, vocab_size: int, longest: int) -> "CountTable":
         """Count contexts of 0 to `longest` tokens in corpus (L,)."""
-        totals, kinds, held, starts = ([np.zeros(1)] for _ in range(4))  # of UNSEEN
+        nothing: np.ndarray = np.zeros(1)  # what follows UNSEEN
+        totals, kinds, held, starts = ([nothing] for _ in range(4))
         tokens, counts, mass, keys, discounts = [], [], [], [], []
         row_of_context, first, dense_rows, dense_lengths = np.full(1, ROOT), 0, FIRST, 0
         for length, level in enumerate(count_levels(corpus, vocab_size, longest)):
@@ -64,16 +65,19 @@ class CountTable(NamedTuple):
         row = key // (vocab_size + 1)
         shallow = row < dense_rows
         dense[row[shallow], all_tokens[shallow]] = all_mass[shallow]
+        by_row = [_floats([*part, np.zeros(missing)]) for part in (totals, kinds, held)]
         return CountTable(
-            *(_floats([*part, np.zeros(missing)]) for part in (totals, kinds, held)),
-            torch.from_numpy(np.concatenate([*starts, np.full(missing + 1, first)]).astype(np.int64)),
-            torch.from_numpy(all_tokens),
-            _floats(counts),
-            _floats([all_mass]),
-            KeyIndex.build(key),
-            _floats([np.stack(discounts)]),
-            torch.from_numpy(dense),
-            dense_lengths,
+            totals=by_row[0],
+            kinds=by_row[1],
+            held=by_row[2],
+            starts=torch.from_numpy(np.concatenate([*starts, np.full(missing + 1, first)]).astype(np.int64)),
+            tokens=torch.from_numpy(all_tokens),
+            counts=_floats(counts),
+            mass=_floats([all_mass]),
+            entries=KeyIndex.build(key),
+            discounts=_floats([np.stack(discounts)]),
+            dense=torch.from_numpy(dense),
+            dense_lengths=dense_lengths,
         )
 
     def to(self, device: torch.device | str) -> "CountTable":
