@@ -14,7 +14,7 @@ from typing import Any
 from avatarl.build import frozen_critic
 from avatarl.cache import write_cache
 from avatarl.critics import Critic
-from config import Config, ConfigError, critic_preset, override, preset, require
+from config import Config, ConfigError, CriticConfig, critic_preset, override, preset, require
 from data.batches import window_count
 from data.critic_cache import CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
 from data.prepare import Dataset
@@ -159,6 +159,16 @@ def critic_cache(
     return CriticCache(folder, layout, identity, verify=False)  # every part was checked or written just now
 
 
+def decisive_fields(critic: CriticConfig) -> set[str]:
+    """Which settings of a critic that is counted, or put together, decide its opinion besides its kind."""
+    of_kind = {
+        "ngram": {"ngram_context", "ngram_discount", "leave_one_out"},
+        "mixed": {"mixed_context", "leave_one_out"},
+    }
+    fields = {"ensemble"} if critic.kind == "ensemble" else set()
+    return fields.union(*(of_kind.get(kind, set()) for kind in critic.members))
+
+
 def critic_identity(config: Config, dataset: Dataset, critics: list[Path]) -> Identity:
     """What decides the critic's opinion of a training window, besides the size of the windows."""
     c, data = config.critic, config.data
@@ -171,9 +181,7 @@ def critic_identity(config: Config, dataset: Dataset, critics: list[Path]) -> Id
         "data.train-start": data.train_start,
         "data.train-stop": data.train_stop,
     }
-    names = {"ngram": ("ngram_context", "ngram_discount", "leave_one_out"), "mixed": ("mixed_context", "leave_one_out")}
-    used = {name for kind in c.members for name in names.get(kind, ())} | ({"ensemble"} if c.kind == "ensemble" else set())
-    facts |= {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in sorted(used)}
+    facts |= {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in sorted(decisive_fields(c))}
     if not critics:
         return facts
     models, weights = [], []

@@ -4,7 +4,8 @@
     python evaluate.py runs/NAME --corpus other.txt    on the whole of another text
     python evaluate.py runs/NAME --json numbers.json   also as a file
 
-The same numbers as `val/…` of the run's metrics.jsonl, and more of the calibration.
+The same numbers as `val/…` of the run's metrics.jsonl, and more of the calibration: of the likeliest few tokens
+together, and what the best temperature would gain. That is fit on the first half of the text and judged on the second.
 """
 
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from avatarl.ngram_ladder import ngram_ladder
@@ -21,7 +23,8 @@ from config import ConfigError, require
 from data.batches import validation_windows
 from data.prepare import Dataset, check_length, prepare
 from files import write_json
-from training.evaluation import Tally, evaluate
+from training.calibration import Calibration, halves, survey
+from training.evaluation import Tally
 from training.hardware import choose, git_state, versions
 from training.run_folder import LoadedRun, load_run
 
@@ -40,6 +43,8 @@ class Settings:
     """Longest context of the n-gram ladder, counted on the run's training text; 0: no ladder."""
     bins: int = 15
     """Equal-width confidence bins of the calibration error."""
+    top: int = 5
+    """How many of the likeliest tokens the second calibration error takes together."""
     batch_size: int = 64
     """Windows per forward pass."""
     device: str = "auto"
@@ -48,7 +53,7 @@ class Settings:
     """Also write the numbers to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("bins", "batch_size"):
+        for name in ("bins", "top", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, name.replace("_", "-"), value, "use a positive number")
         require(self.ladder >= 0, "ladder", self.ladder, "must not be negative")
@@ -76,13 +81,33 @@ def reliability(tally: Tally) -> list[dict[str, float]]:
     return [{"confidence": c / n, "accuracy": h / n, "tokens": n} for c, h, n in rows if n]
 
 
+def calibration(parts: Sequence[Calibration]) -> dict[str, Any]:
+    """Top-k calibration error of all parts; of two halves also the first's best temperature, and what it does to the
+    second's cross-entropy. A text of one window has no halves."""
+    whole = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    found: dict[str, Any] = {"top": whole.k, "ece": whole.top_k_error()}
+    if len(parts) == 2:
+        fit, judged = parts
+        temperature = fit.best_temperature()
+        before, after = judged.cross_entropy(), judged.cross_entropy(temperature)
+        found |= {"temperature": temperature, "ce_before": before, "ce_after": after}
+    return found
+
+
 def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
     """All numbers of one evaluation."""
     hardware = choose(replace(run.config.run, device=settings.device, compile="off"))
     dataset = dataset_of(run, settings.corpus)
     run.model.to(hardware.device)
-    windows = validation_windows(dataset.val, run.config.model.block_size, settings.batch_size)
-    tally = evaluate(run.model, windows, hardware, bins=settings.bins)
+    block, cut = run.config.model.block_size, halves(len(dataset.val), run.config.model.block_size)
+    parts = [dataset.val[: cut + 1], dataset.val[cut:]] if cut else [dataset.val]
+    found = [
+        survey(
+            run.model, validation_windows(p, block, settings.batch_size), hardware, bins=settings.bins, k=settings.top
+        )
+        for p in parts
+    ]
+    tally = Tally(torch.stack([t.nll for t, _ in found]).sum(0), torch.stack([t.bins for t, _ in found]).sum(0))
     numbers: dict[str, Any] = {
         "run": str(run.folder),
         "checkpoint": run.checkpoint.name,
@@ -90,6 +115,7 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
         "tokens": len(dataset.val) - 1,
         **tally.metrics(dataset.val_bytes),
         "reliability": reliability(tally),
+        "calibration": calibration([c for _, c in found]),
         "versions": versions(),
         "git": git_state(),
     }
@@ -100,6 +126,7 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
 
 def show(numbers: dict[str, Any]) -> str:
     """The numbers as a page of text."""
+    of_top = numbers["calibration"]
     lines = [
         f"{numbers['run']} at {numbers['checkpoint']}, {numbers['tokens']:,} tokens of {numbers['text']}",
         f"  cross-entropy      {numbers['val/ce']:.4f} nats",
@@ -107,9 +134,14 @@ def show(numbers: dict[str, Any]) -> str:
         f"  bits per byte      {numbers['val/bpb']:.4f}",
         f"  accuracy           {numbers['val/accuracy']:.2%}",
         f"  calibration error  {numbers['val/ece']:.4f}",
-        "",
-        "  confidence   right    tokens",
+        f"    of the top {of_top['top']:<2}      {of_top['ece']:.4f}",
     ]
+    if "temperature" in of_top:
+        lines.append(
+            f"  best temperature   {of_top['temperature']:.3f} on the first half; cross-entropy of the second "
+            f"{of_top['ce_before']:.4f} → {of_top['ce_after']:.4f} nats"
+        )
+    lines += ["", "  confidence   right    tokens"]
     for row in numbers["reliability"]:
         lines.append(f"  {row['confidence']:9.1%} {row['accuracy']:8.1%} {row['tokens']:9,.0f}")
     if "ladder" in numbers:

@@ -20,6 +20,7 @@ MUON: Groups = {"optim": {"name": "muon", "lr": 3e-3, "muon_lr": 0.02}}
 # Soft targets that keep every action and weigh every position alike measure better than capped sparse ones.
 SMOOTH: Groups = {"method": {"sparsify": "none", "normalize": "sum", "entropy_coef": 0.0}}
 NGRAM: Groups = {"critic": {"kind": "ngram", "ngram_context": 4}}
+MIXED: Groups = {"critic": {"kind": "mixed"}}
 
 # What measured best in three minutes on 2 cores: fewer layers and more tokens than the protocol, wide heads, rotary
 # positions, normalised queries and keys, and a rate that falls to nothing.
@@ -98,9 +99,9 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         },
     ),
     "protocol-avatarl": (
-        "The comparison protocol, AvataRL's arm: n-gram critic, its weight falling from 0.8 to 0.3",
+        "The comparison protocol, AvataRL's arm: mixed n-gram critic, its weight falling from 0.9 to 0.6",
         None,
-        merge(PROTOCOL, MUON, SMOOTH, NGRAM, fall(0.8, 0.3)),
+        merge(PROTOCOL, MUON, SMOOTH, MIXED, fall(0.9, 0.6)),
     ),
     "protocol-pretrain": (
         "The comparison protocol, cross-entropy's arm",

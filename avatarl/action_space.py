@@ -75,16 +75,24 @@ def _top_ids_by_group(values: Tensor, k: int, size: int) -> Tensor:
 
 
 def build_action_set(
-    student_logits: Tensor, critic_top_ids: Tensor, gold: Tensor, k: int, active_k: Tensor | None = None
+    student_logits: Tensor,
+    critic_top_ids: Tensor,
+    gold: Tensor,
+    k: int,
+    active_k: Tensor | None = None,
+    *,
+    student_proposes: bool = True,
 ) -> ActionSet:
     """A = dedup(student's top-k ∪ critic's top-k ∪ {gold}) of DESIGN section 3, step 1.
 
     student_logits (N, V) float; critic_top_ids (N, k) int64, best first; gold (N,) int64. `active_k`, a 0-d
     tensor of at most k, leaves only that many proposals of each side valid, at the same width (a schedule of
-    k without recompilation). Ties go to the lowest id. Raises ValueError when k exceeds V.
+    k without recompilation). Without `student_proposes` the student's columns are invalid, and A is what the
+    critic and reality say. Ties go to the lowest id. Raises ValueError when k exceeds V.
     """
-    student_top_ids = top_ids(student_logits.detach(), k)  # (N, k)
     gold = gold.unsqueeze(-1)  # (N, 1)
+    # Gold in the student's columns proposes nothing: it is in column 0 already.
+    student_top_ids = top_ids(student_logits.detach(), k) if student_proposes else gold.expand(-1, k)  # (N, k)
     ids = torch.cat((gold, student_top_ids, critic_top_ids), dim=-1)  # (N, 2k + 1)
     valid = ids != gold
     valid[:, 0] = True

@@ -118,8 +118,10 @@ def build_objective(
             twin.reset_parameters()
     else:
         past = past_critic(student, config, autocast) if "self" in members else None
-        judges = [
-            past if kind == "self" else one_critic(kind, config, train, vocab_size, frozen, autocast, device)
+        judges: list[Critic] = [
+            past
+            if past is not None and kind == "self"
+            else one_critic(kind, config, train, vocab_size, frozen, autocast, device)
             for kind in members
         ]
         critic_flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)

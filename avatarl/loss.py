@@ -38,6 +38,7 @@ class LossSettings(NamedTuple):
     active_k: Tensor | None = None
     use_entropy: bool = True
     """False where β is 0 throughout the run: the entropy's gradient is then skipped."""
+    proposals: Literal["both", "critic"] = "both"
 
 
 def reinforce_loss(
@@ -80,7 +81,14 @@ def group_loss(
 def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, Tensor, Tensor]:  # type: ignore[no-untyped-def]
     """Action set, critic's log-probabilities on it (N, K) and rewards (N, K) at N positions: steps 1 to 4."""
     s = settings
-    actions = build_action_set(student_logits, opinion.top_ids(s.top_k), gold, s.top_k, getattr(s, "active_k", None))
+    actions = build_action_set(
+        student_logits,
+        opinion.top_ids(s.top_k),
+        gold,
+        s.top_k,
+        getattr(s, "active_k", None),
+        student_proposes=getattr(s, "proposals", "both") == "both",
+    )
     critic = opinion.log_probs(actions.ids)
     p_ref = consensus(
         actions,

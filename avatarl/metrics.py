@@ -40,6 +40,8 @@ class MetricSums:
             "critic_kl": kl_over_actions(critic, log_pi_a, actions.valid),
             "reward_std": spread(rewards, actions.valid),
         }
+        if getattr(settings, "proposals", "both") == "critic":
+            del found["overlap"]  # with proposals that nobody made
         for name, values in found.items():
             total = values.sum(dtype=torch.float32)
             self.sums[name] = self.sums[name] + total if name in self.sums else total

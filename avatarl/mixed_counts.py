@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avatarl.ngram_counts import Level, count_levels
+from avatarl.ngram_counts import count_levels
 from avatarl.ngram_index import KeyIndex, look_up
 
 MAX_VOCABULARY = 4096
@@ -44,7 +44,7 @@ class CountTable(NamedTuple):
         row_of_context, first, dense_rows, dense_lengths = np.full(1, ROOT), 0, FIRST, 0
         for length, level in enumerate(count_levels(corpus, vocab_size, longest)):
             some = level.counts > 0  # the unigram's level lists all tokens
-            d = discounts_of(level)
+            d = discounts_of(level.counts)
             taken = d[np.minimum(level.counts, 3)]
             totals.append(level.totals)
             kinds.append(level.kinds)
@@ -111,12 +111,12 @@ class CountTable(NamedTuple):
         p.view(-1).index_add_(0, place, look_up(self.mass, entry) * scale[n])
 
 
-def discounts_of(level: Level) -> np.ndarray:
-    """What is taken of a count of 0, 1, 2 and more: (4,), from how many entries occur once to four times.
+def discounts_of(counts: np.ndarray) -> np.ndarray:
+    """What is taken of a count of 0, 1, 2 and more: (4,), from how many of the entries (E,) occur once to four times.
 
     Chen and Goodman (1998), equation 17; 0.5, 1, 1.5 of small texts that lack one of these counts.
     """
-    n1, n2, n3, n4 = (float((level.counts == c).sum()) for c in (1, 2, 3, 4))
+    n1, n2, n3, n4 = (float((counts == c).sum()) for c in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return np.array([0, 0.5, 1.0, 1.5])
     y = n1 / (n1 + 2 * n2)

@@ -1,125 +1,156 @@
-"""What every choice of the default preset is worth: change one at a time, equal tokens, several seeds.
+"""What every choice is worth: change one at a time, equal tokens, several seeds.
 
-    python -m experiments.ablation --seeds 2 --steps 500
+    python -m experiments.ablation                       the method, around the preset protocol-avatarl
+    python -m experiments.ablation --of model            the model and its training, around the preset avatarl-char
+    python -m experiments.ablation --seeds 1 --steps 400 --jobs 1
 
-A quarter of the default run's length, so that the whole table takes minutes. Writes results/ablation/: runs.jsonl
-and table.md. Runs lie in runs/ablation and are not repeated: an interrupted study continues.
+Rates stay the preset's unless --tune. Writes results/ablation-method/ or results/ablation-model/: record.json,
+runs.jsonl, table.md (best first) and figure.svg.
 """
 
-import json
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cli import parse, run_main
-from config import require
-from experiments.arms import ROOT, Arm, run_all
-from experiments.protocol import spread
-from files import write_atomic
-from training.hardware import git_state, processor_name, usable_cores, versions
+from experiments.figures import dots
+from experiments.rivals import NO_SCHEDULES
+from experiments.study import Entry, Row, StudySettings, conduct, publish, rate, stamp
+from experiments.tables import page, values_of
 
-CONSTANT = ("--method.critic-weight-schedule", "", "--method.reality-weight-schedule", "")
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "cross-entropy": ("--train.objective", "cross-entropy"),
-    "4 layers": ("--model.n-layer", "4"),
-    "2 layers": ("--model.n-layer", "2"),
-    "4 heads": ("--model.n-head", "4"),
-    "learned positions": ("--model.position", "learned"),
-    "no QK-norm": ("--model.no-qk-norm",),
-    "squared ReLU": ("--model.activation", "relu2"),
-    "float32": ("--run.dtype", "float32"),
-    "AdamW": ("--optim.name", "adamw"),
-    "half the rates": ("--optim.lr", "0.002", "--optim.muon-lr", "0.015"),
-    "twice the rates": ("--optim.lr", "0.008", "--optim.muon-lr", "0.06"),
-    "context 256, 8 rows": ("--model.block-size", "256", "--train.batch-size", "8"),
-    "critic's weight constant, 0.3": (*CONSTANT, "--method.critic-weight", "0.3", "--method.reality-weight", "0.7"),
-    "published reward": ("--method.sparsify", "above_mean", "--method.normalize", "cap"),
-    "critic sees 3 characters": ("--critic.ngram-context", "3"),
-    "critic keeps its own occurrence": ("--critic.no-leave-one-out",),
+Variants = Mapping[str, Mapping[str, Any]]
+BASELINE = "as it stands"
+
+
+def constant(critic: float) -> dict[str, Any]:
+    """Weights that stay: w_c and w_r = 1 − w_c."""
+    return {**NO_SCHEDULES, "method.critic-weight": critic, "method.reality-weight": round(1 - critic, 6)}
+
+
+def line(start: float, end: float) -> dict[str, Any]:
+    """w_c on a straight line from the first step to the last, w_r = 1 − w_c."""
+    return {
+        "method.critic-weight-schedule": f"0:{start:g},1:{end:g}",
+        "method.reality-weight-schedule": f"0:{1 - start:g},1:{1 - end:g}",
+    }
+
+
+EXPECTED = {"method.policy-weighting": "expected"}
+METHOD: Variants = {
+    BASELINE: {},
+    "cross-entropy": {"train.objective": "cross-entropy"},
+    "sparse rewards (above the mean)": {"method.sparsify": "above_mean"},
+    "capped rewards": {"method.normalize": "cap"},
+    "sparse and capped, as published": {"method.sparsify": "above_mean", "method.normalize": "cap"},
+    "w_c 0 throughout: reality alone": constant(0.0),
+    "w_c 0.3 throughout": constant(0.3),
+    "w_c 0.5 throughout": constant(0.5),
+    "w_c 0.7 throughout": constant(0.7),
+    "w_c 1 throughout: the critic alone": constant(1.0),
+    "w_c 0.8 → 0.05": line(0.8, 0.05),
+    "w_c 0.5 → 0.2": line(0.5, 0.2),
+    "w_c 0.95 → 0.5": line(0.95, 0.5),
+    "w_c 0.3 → 0.8, rising": line(0.3, 0.8),
+    "k 1": {"method.top-k": 1},
+    "k 4": {"method.top-k": 4},
+    "k 8": {"method.top-k": 8},
+    "k 32": {"method.top-k": 32},
+    "ε 0.01": {"method.epsilon": 0.01},
+    "ε 0.03": {"method.epsilon": 0.03},
+    "ε 0.3": {"method.epsilon": 0.3},
+    "β 0.01": {"method.entropy-coef": 0.01},
+    "β 0.05": {"method.entropy-coef": 0.05},
+    "exact policy gradient": EXPECTED,
+    "group advantages": {**EXPECTED, "method.advantage": "group"},
+    "group advantages, 4 inner epochs": {**EXPECTED, "method.advantage": "group", "method.inner-epochs": 4},
+    "student's own context, share 0.1": {"method.context": "student", "method.student-context-share": 0.1},
+    "student's own context, share 0.25": {"method.context": "student", "method.student-context-share": 0.25},
+    "student proposes nothing": {"method.proposals": "critic"},
+    "critic: n-grams of 2 characters": {"critic.kind": "ngram", "critic.ngram-context": 2},
+    "critic: n-grams of 3 characters": {"critic.kind": "ngram", "critic.ngram-context": 3},
+    "critic: n-grams of 4 characters, own occurrence kept": {
+        "critic.kind": "ngram",
+        "critic.ngram-context": 4,
+        "critic.leave-one-out": False,
+    },
+    "critic: n-grams of 6 characters": {"critic.kind": "ngram", "critic.ngram-context": 6},
+    "critic: a model": {"critic.kind": "model", "critic.preset": "pretrain-char"},
+    "critic: two models, cross-fitted": {
+        "critic.kind": "model",
+        "critic.preset": "pretrain-char",
+        "critic.cross-fit": True,
+    },
+    "critic: the student's average": {"critic.kind": "self", "critic.past": "ema"},
+    "critic: the student's snapshots": {"critic.kind": "self", "critic.past": "ring"},
+    "critic: a twin": {"critic.kind": "self", "critic.past": "twin"},
+}
+MODEL: Variants = {
+    BASELINE: {},
+    "cross-entropy": {"train.objective": "cross-entropy"},
+    "4 layers": {"model.n-layer": 4},
+    "2 layers": {"model.n-layer": 2},
+    "4 heads": {"model.n-head": 4},
+    "learned positions": {"model.position": "learned"},
+    "no QK-norm": {"model.qk-norm": False},
+    "squared ReLU": {"model.activation": "relu2"},
+    "float32": {"run.dtype": "float32"},
+    "AdamW": {"optim.name": "adamw"},
+    "half the rates": {"optim.lr": 0.002, "optim.muon-lr": 0.015},
+    "twice the rates": {"optim.lr": 0.008, "optim.muon-lr": 0.06},
+    "context 256, 8 rows": {"model.block-size": 256, "train.batch-size": 8},
+    "w_c 0.3 throughout": constant(0.3),
+    "sparse and capped, as published": {"method.sparsify": "above_mean", "method.normalize": "cap"},
+}
+OF: dict[str, tuple[str, Variants, dict[str, Any]]] = {
+    "method": ("protocol-avatarl", METHOD, {"run.dtype": "float32"}),
+    "model": ("avatarl-char", MODEL, {}),
 }
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One change at a time around the default preset."""
+class Settings(StudySettings):
+    """One change at a time."""
 
-    seeds: int = 2
-    """Seeds per variant, from 1 on."""
+    of: Literal["method", "model"] = "method"
+    """method: around protocol-avatarl; model: around the default preset."""
+    only: tuple[str, ...] = ()
+    """Only variants whose label holds one of these words, and the baseline."""
     steps: int = 500
-    """Optimiser steps of every run, 2,048 tokens each."""
-    preset: str = "avatarl-char"
-    """The preset that is varied."""
-    jobs: int = 2
-    """Runs at a time."""
-    threads: int = 1
-    """CPU threads of each run."""
-    out: Path = ROOT / "results" / "ablation"
-    """Folder of the figures."""
-    runs: Path = ROOT / "runs" / "ablation"
-    """Folder of the runs."""
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "jobs", "threads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "use a positive number")
+    """Optimiser steps of every run."""
+    seeds: int = 2
+    """Seeds of every variant, from 1 on."""
+    tune: bool = False
+    """Give every variant its own best learning rate, found with seed 1; else all keep the preset's."""
 
 
-def arms(settings: Settings) -> list[tuple[str, Arm]]:
-    """Every variant with every seed: (variant, run)."""
-    common = ["--train.steps", str(settings.steps), "--eval.every", "0", "--eval.sample-tokens", "0"]
-    common += ["--optim.warmup-steps", str(max(1, settings.steps // 20)), "--data.corpus", "tinyshakespeare"]
-    made = []
-    for seed in range(1, settings.seeds + 1):
-        for i, (variant, flags) in enumerate(VARIANTS.items()):
-            words = (*common, *flags, "--run.seed", str(seed))
-            made.append((variant, Arm(f"{i:02}-{settings.steps}-seed{seed}", settings.preset, words)))
-    return made
-
-
-def table(rows: dict[str, list[dict[str, Any]]], settings: Settings) -> str:
-    """The variants in Markdown, best first, under the command and the machine that made them."""
-    git = git_state().get("commit", "unknown")[:12]
-    lines = [
-        f"# What the choices of {settings.preset} are worth",
-        "",
-        f"`python -m experiments.ablation --seeds {settings.seeds} --steps {settings.steps}` on {processor_name()}, "
-        f"{usable_cores()} cores, torch {versions()['torch']}, commit {git}, {time.strftime('%Y-%m-%d')}. "
-        f"{settings.steps:,} steps of 2,048 tokens, {settings.jobs} runs at a time with {settings.threads} thread "
-        "each; mean ± standard deviation over seeds; whole validation split. Tokens per second are a rough guide: "
-        "neighbours share the machine.",
-        "",
-        "| variant | val CE, nats | − default | ECE | tokens/s |",
-        "|---|---|---|---|---|",
+def entries(settings: Settings) -> list[Entry]:
+    """Every variant, the baseline first."""
+    preset, variants, shared = OF[settings.of]
+    wanted = {
+        label: changes
+        for label, changes in variants.items()
+        if label == BASELINE or not settings.only or any(word in label for word in settings.only)
+    }
+    return [
+        Entry(label, preset, {**shared, **changes}, baseline=label == BASELINE) for label, changes in wanted.items()
     ]
-    base = [f["val/ce"] for f in rows["default"]]
-    for variant, finals in sorted(rows.items(), key=lambda row: statistics.mean(f["val/ce"] for f in row[1])):
-        ce = [f["val/ce"] for f in finals]
-        gap = statistics.mean(ce) - statistics.mean(base)
-        ece = spread([f["val/ece"] for f in finals])
-        rate = statistics.mean(f["tokens"] / f["seconds"] for f in finals)
-        lines.append(f"| {variant} | {spread(ce)} | {gap:+.4f} | {ece} | {rate:,.0f} |")
-    return "\n".join(lines) + "\n"
+
+
+def best_first(rows: Sequence[Row]) -> list[Row]:
+    """Rows by their mean cross-entropy; what diverged last."""
+    return sorted(rows, key=lambda row: (statistics.mean(o.loss("final") for o in row.outcomes), row.entry.label))
 
 
 def main(words: Sequence[str]) -> int:
     """Run the study and write its figures; returns the exit code."""
     settings = parse(Settings, words, prog="python -m experiments.ablation", description=__doc__ or "")
-    planned = arms(settings)
-    finals = run_all([arm for _, arm in planned], settings.runs, settings.jobs, settings.threads)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for (variant, _), final in zip(planned, finals, strict=True):
-        rows.setdefault(variant, []).append(final)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    stamp = {"versions": versions(), "git": git_state(), "processor": processor_name()}
-    write_atomic(
-        settings.out / "runs.jsonl",
-        "".join(json.dumps({"variant": v, "seeds": f} | stamp) + "\n" for v, f in rows.items()),
-    )
-    write_atomic(settings.out / "table.md", table(rows, settings))
-    print(table(rows, settings))
+    made = stamp("ablation", words) | {"study": f"ablation-{settings.of}"}
+    rows = best_first(conduct(entries(settings), settings, made["study"], [rate(settings)]))
+    title = f"What the choices of {OF[settings.of][0]} are worth, {settings.steps:,} steps"
+    seen = [v for row in rows if row.entry.baseline for v in values_of(row, "val/ce")]
+    note = f"Between seeds the baseline differs by {max(seen) - min(seen):.4f} nats." if len(seen) > 1 else ""
+    publish(settings, made, rows, page(title, made, settings, rows, note=note), dots(rows))
     return 0
 
 

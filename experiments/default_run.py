@@ -20,7 +20,7 @@ from typing import Any
 from cli import parse, run_main
 from config import require
 from experiments.arms import ROOT, last_evaluation
-from experiments.protocol import spread
+from experiments.tables import spread
 from files import write_atomic
 from training.hardware import git_state, processor_name, usable_cores, versions
 

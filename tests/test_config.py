@@ -99,6 +99,8 @@ REFUSED: list[tuple[type, dict, str, str, str]] = [
     (TrainConfig, {"steps": 0}, "train.steps", "0", "positive"),
     (TrainConfig, {"keep": 0}, "train.keep", "0", "positive"),
     (TrainConfig, {"batch_size": 12, "grad_accum": 5}, "train.grad-accum", "5", "divide train.batch-size = 12"),
+    (TrainConfig, {"objective": "cross-entropy", "label_smoothing": 1.0}, "train.label-smoothing", "1.0", "[0, 1)"),
+    (TrainConfig, {"label_smoothing": 0.1}, "train.label-smoothing", "0.1", "--train.objective cross-entropy"),
     (TrainConfig, {"checkpoint_every": -1}, "train.checkpoint-every", "-1", "0 or more"),
     (EvalConfig, {"every": -1}, "eval.every", "-1", "negative"),
     (EvalConfig, {"ece_bins": 0}, "eval.ece-bins", "0", "positive"),

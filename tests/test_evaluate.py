@@ -33,6 +33,20 @@ def test_the_numbers_of_the_run_again(place, settings):
     assert sum(row["tokens"] for row in numbers["reliability"]) == numbers["tokens"]
     gap = sum(abs(r["confidence"] - r["accuracy"]) * r["tokens"] for r in numbers["reliability"]) / numbers["tokens"]
     assert gap == pytest.approx(numbers["val/ece"])
+    assert numbers["calibration"]["top"] == 5 and 0 <= numbers["calibration"]["ece"] <= 1
+
+
+def test_calibration_is_of_this_text(place):
+    """Catches a top-k error that is not the usual one for k = 1, and a temperature judged on what it was fit on."""
+    numbers = measured(trained("run"), "--top", "1")
+    of_top = numbers["calibration"]
+    assert of_top["ece"] == pytest.approx(numbers["val/ece"], abs=1e-6)
+    assert 0.25 <= of_top["temperature"] <= 4
+    # The second half's own cross-entropy, before: near the whole text's, and not the same.
+    assert of_top["ce_before"] == pytest.approx(numbers["val/ce"], rel=0.1) and of_top["ce_before"] != numbers["val/ce"]
+    (place / "short.txt").write_text("the king")
+    short = measured(Path("runs/run"), "--corpus", "short.txt", "--ladder", "0")
+    assert "temperature" not in short["calibration"] and short["tokens"] == 7
 
 
 def test_an_earlier_checkpoint(place):
@@ -65,7 +79,16 @@ def test_the_page_says_it_all(place):
     """Catches numbers that are only in the file."""
     run = trained("run")
     outcome = here(str(run), main=evaluate.main)
-    for what in ("cross-entropy", "perplexity", "bits per byte", "accuracy", "calibration error", "n-gram ladder"):
+    for what in (
+        "cross-entropy",
+        "perplexity",
+        "bits per byte",
+        "accuracy",
+        "calibration error",
+        "of the top 5",
+        "best temperature",
+        "n-gram ladder",
+    ):
         assert what in outcome.out
     assert f"{last_evaluation(run)['val/ce']:.4f} nats" in outcome.out
 
@@ -88,6 +111,7 @@ def test_the_text_must_be_the_runs(place):
         (["--corpus", "nope"], "corpus 'nope' was not found"),
         (["--checkpoint", "step-9"], "there are step-000002"),
         (["--bins", "0"], "bins = 0"),
+        (["--top", "0"], "top = 0"),
         (["--json", "absent/numbers.json"], "absent"),
     ],
 )
@@ -98,7 +122,7 @@ def test_bad_input(place, words, phrase):
     before = files_below(place)
     outcome = here(str(run), *words, main=evaluate.main)
     assert outcome.code in (1, 2) and phrase in outcome.err and "Traceback" not in outcome.err
-    assert outcome.err.startswith("error: ") or words[0] == "--bins", outcome.err
+    assert outcome.err.startswith("error: ") or words[0] in ("--bins", "--top"), outcome.err
     assert files_below(place) == before
 
 

@@ -36,6 +36,7 @@ TINY: dict[str, Any] = {
     "model.n-head": 2,
     "model.n-embd": 16,
     "model.block-size": 16,
+    "critic.kind": "ngram",
     "critic.ngram-context": 2,
     "method.top-k": 4,
     "train.steps": 8,

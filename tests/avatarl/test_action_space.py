@@ -30,6 +30,23 @@ def test_set_is_the_oracles(drawn):
     assert found == [oracle.action_set(z, c, g, k) for z, c, g in case.rows()]
 
 
+@given(tied_cases(), st.booleans())
+@QUICK
+def test_a_student_that_proposes_nothing_leaves_critic_and_gold(drawn, fewer):
+    """Catches its ideas among the actions, and a critic's token that is lost because the student had it too."""
+    case, k = drawn
+    critic = DenseOpinion(case.critic).top_ids(k)
+    active_k = torch.tensor(max(1, k - 1)) if fewer else None
+    actions = build_action_set(case.logits, critic, case.gold, k, active_k, student_proposes=False)
+    assert actions.ids.shape == (len(case.gold), 2 * k + 1)
+    assert torch.equal(actions.ids[:, 0], case.gold) and actions.valid[:, 0].all()
+    assert not actions.valid[:, 1 : k + 1].any()
+    active = k if active_k is None else int(active_k)
+    for ids, valid, row in zip(actions.ids.tolist(), actions.valid.tolist(), critic[:, :active].tolist(), strict=True):
+        members = [i for i, counts in zip(ids, valid, strict=True) if counts]
+        assert sorted(members) == sorted({ids[0], *row})
+
+
 @given(tied_cases())
 @QUICK
 def test_proposals_are_ordered(drawn):

@@ -64,6 +64,27 @@ def assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_labels_reach_the_loss(smoothing):
+    """Catches a share that is lost on the way, or spread over the wrong tokens: over all V, gold's own among them."""
+    config = tiny_config(train={"objective": "cross-entropy", "label_smoothing": smoothing})
+    objective, batch = built(config), random_batch()
+    log_p = objective.student(batch.tokens).log_softmax(-1)
+    gold = log_p.gather(-1, batch.targets[..., None])[..., 0]
+    wanted = -((1 - smoothing) * gold + smoothing * log_p.mean(-1)).mean()
+    torch.testing.assert_close(loss_of(objective, batch), wanted)
+
+
+@pytest.mark.parametrize("advantage", [{}, CHANGED["group"]])
+def test_the_student_may_propose_nothing(advantage):
+    """Catches a setting lost on the way, and metrics that speak of proposals that nobody made."""
+    both, alone = (avatarl(proposals=who, **advantage) for who in ("both", "critic"))
+    metrics = [objective(random_batch(), 0, {}, True)[1] for objective in (both, alone)]
+    assert metrics[1]["train/action_count"] <= 4 < metrics[0]["train/action_count"]
+    assert set(metrics[0]) - set(metrics[1]) == {"train/overlap"}
+    assert all(torch.isfinite(value) for value in metrics[1].values())
+
+
 @pytest.mark.parametrize("weighting", ["reinforce", "expected"])
 @pytest.mark.parametrize("chunk_size", [5, 100])
 def test_forward_is_the_definition(weighting, chunk_size):
@@ -327,7 +348,7 @@ def test_exactly_one_judge():
     student = tiny_gpt()
     both: dict[str, Any] = {"critic": TableCritic(), "twin": tiny_gpt(seed=1)}
     for judges in ({}, both):
-        with pytest.raises(ValueError, match="either a critic .* or a twin"):
+        with pytest.raises(ValueError, match=r"either a critic .* or a twin"):
             AvataRL(student, method(), steps=10, seed=0, **judges)
 
 

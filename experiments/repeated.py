@@ -1,0 +1,124 @@
+"""Little text read many times: the best loss along the run, and what becomes of it at the end.
+
+    python -m experiments.repeated                       the first tenth of the training text, 2,000 steps
+    python -m experiments.repeated --size 10m --also run.device=cuda train.batch-size=32
+
+Cross-entropy against AvataRL's recipe, which takes its critic from the same share of the text. Both are tuned by the
+best validation loss along the run, one thing after the other: learning rate, dropout, weight decay. Validation is the
+whole held-out split. Writes results/repeated/: record.json, runs.jsonl, table.md and figure.svg.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cli import parse, run_main
+from config import require
+from experiments.figures import curves
+from experiments.study import Entry, Knob, Row, StudySettings, conduct, publish, rate, stamp
+from experiments.tables import CHOICE, LABEL, SECONDS, TRIED, Column, difference, gap_text, gaps, metric, page
+
+SIZES = {
+    "protocol": {"cross-entropy": "protocol-pretrain", "AvataRL": "protocol-avatarl"},
+    "10m": {"cross-entropy": "pretrain-char-gpu", "AvataRL": "avatarl-char-gpu"},
+}
+PRECISION = {"protocol": {"run.dtype": "float32"}, "10m": {}}
+
+
+@dataclass(frozen=True)
+class Settings(StudySettings):
+    """A share of the text, read again and again."""
+
+    share: float = 0.1
+    """Train on this share of the training split, from its start on."""
+    size: Literal["protocol", "10m"] = "protocol"
+    """protocol: the protocol's 0.8 M model; 10m: the 10.65 M model with context 256."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Optimiser of both."""
+    every: int = 100
+    """Steps between evaluations."""
+    dropouts: tuple[float, ...] = (0.0, 0.2, 0.4)
+    """Dropout probabilities tried."""
+    decays: tuple[float, ...] = (1.0, 10.0)
+    """Weight decays tried, as multiples of the presets' (both optimisers' are scaled)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.share <= 1, "share", self.share, "use a share above 0, up to 1")
+        require(self.every >= 1, "every", self.every, "use a positive number of steps")
+        possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
+        require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
+        positive = len(self.decays) > 0 and all(0 < d < math.inf for d in self.decays)
+        require(positive, "decays", self.decays, "use factors above 0, such as 1 10")
+
+
+def entries(settings: Settings) -> list[Entry]:
+    """Both methods on the share of the text, from the same rates and without dropout."""
+    own = {
+        **PRECISION[settings.size],
+        "data.train-stop": settings.share,
+        "model.dropout": 0.0,
+        "optim.name": settings.optimizer,
+        "optim.lr": 3e-3,
+        "optim.muon-lr": 0.02,
+        "eval.every": settings.every,
+        "train.checkpoint-every": settings.every,  # so that the best evaluation has its checkpoint
+    }
+    presets = SIZES[settings.size]
+    return [Entry(method, name, own, baseline=method == "cross-entropy") for method, name in presets.items()]
+
+
+def knobs(settings: Settings) -> list[Knob]:
+    """What is tuned, in this order."""
+    decay = ("optim.weight-decay", "optim.muon-weight-decay")
+    return [
+        rate(settings),
+        Knob("dropout", ("model.dropout",), settings.dropouts, relative=False, stride=0.2, low=0.0, high=0.8),
+        Knob("decay", decay, settings.decays, stride=10.0, low=0.1, high=100.0),
+    ]
+
+
+def at_step(row: Row, base: Row | None) -> str:
+    """Where the best evaluations were."""
+    return ", ".join(f"{o.best['step']:,}" for o in row.outcomes)
+
+
+def shown(tuned: bool) -> list[Column]:
+    """The columns: the best along the run first, then the end."""
+    best = [metric("best CE, nats", "val/ce", "best"), difference("best", "best − baseline's, by seed")]
+    there: list[Column] = [("at step, by seed", at_step), metric("ECE there", "val/ece", "best")]
+    numbers = [*best, *there, metric("CE at the end", "val/ce"), metric("ECE at the end", "val/ece"), SECONDS]
+    return [LABEL, CHOICE, *numbers, TRIED] if tuned else [LABEL, *numbers]
+
+
+def verdict(rows: Sequence[Row]) -> list[str]:
+    """The rivals' best and last losses in sentences."""
+    base, ours = rows
+    rise = {
+        row.entry.label: statistics.mean(o.final["val/ce"] - o.best["val/ce"] for o in row.outcomes) for row in rows
+    }
+    risen = ", ".join(f"{name} {change:+.4f}" for name, change in rise.items())
+    return [
+        f"- Best along the run, AvataRL − cross-entropy: {gap_text(gaps(ours, base, at='best'))} nats.",
+        f"- At the end: {gap_text(gaps(ours, base))} nats.",
+        f"- From the best to the end the loss changes by (nats, mean over seeds): {risen}.",
+    ]
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the study and write its figures; returns the exit code."""
+    settings = parse(Settings, words, prog="python -m experiments.repeated", description=__doc__ or "")
+    made = stamp("repeated", words)
+    rows = conduct(entries(settings), settings, "repeated", knobs(settings), by="best")
+    title = f"The first {settings.share:.0%} of the training text, {settings.steps:,} steps, {settings.size} model"
+    note = "Choices go by the best validation CE along the run of seed 1, rate first, then dropout, then decay."
+    tuned = any(row.choice for row in rows)
+    text = page(title, made, settings, rows, shown=shown(tuned), note=note, after=verdict(rows))
+    publish(settings, made, rows, text, curves(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,47 @@
+"""The rivals on DESIGN's protocol, as entries of studies: the same model, tokens and batches for all of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from config import CriticConfig, MethodConfig
+from experiments.study import Entry
+
+METHODS = {"cross-entropy": "protocol-pretrain", "AvataRL": "protocol-avatarl"}
+OPTIMIZERS = ("muon", "adamw")
+NO_SCHEDULES = {f"method.{name.replace('_', '-')}-schedule": "" for name in MethodConfig.SCHEDULED}
+PUBLISHED = {
+    f"method.{f.name.replace('_', '-')}": getattr(MethodConfig(), f.name) for f in dataclasses.fields(MethodConfig)
+}
+"""Every setting of the method as published, whatever a preset changes."""
+NGRAM = {
+    "critic.kind": "ngram",
+    "critic.ngram-context": 4,
+    "critic.ngram-discount": CriticConfig().ngram_discount,
+    "critic.leave-one-out": True,
+}
+DISTILLATION = {
+    **NO_SCHEDULES,
+    "method.reality-weight": 0.0,
+    "method.critic-weight": 1.0,
+    "method.sparsify": "none",
+    "method.normalize": "sum",
+    "method.entropy-coef": 0.0,
+}
+"""The critic alone, over the whole action set: soft targets without reality's vote."""
+
+
+def rival(method: str, settings: Mapping[str, Any] | None = None, label: str = "", **entry: Any) -> Entry:
+    """An entry on the protocol in float32; cross-entropy as it stands is its group's baseline."""
+    baseline = method == "cross-entropy" and not label
+    return Entry(
+        label or method,
+        METHODS[method],
+        {"run.dtype": "float32", **(settings or {})},
+        **{"baseline": baseline, **entry},
+    )
+
+
+def optimizer(name: str) -> dict[str, Any]:
+    """The settings that choose an optimiser."""
+    return {"optim.name": name}

@@ -1,0 +1,132 @@
+"""What the studies train: every entry of every one is a run that starts."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import train
+from checks import ConfigError
+from config import MethodConfig, differences
+from experiments import ablation, compare, precision, protocol, repeated, sizes, tokens
+from experiments.arms import built, flags
+from experiments.rivals import PUBLISHED
+from experiments.study import Entry, StudySettings, common, rate
+
+SETTINGS: dict[str, tuple[Any, Any]] = {
+    "ablation of the method": (ablation, ablation.Settings()),
+    "ablation of the model": (ablation, ablation.Settings(of="model")),
+    "compare": (compare, compare.Settings()),
+    "precision": (precision, precision.Settings()),
+    "protocol": (protocol, protocol.Settings()),
+    "repeated": (repeated, repeated.Settings()),
+    "repeated, 10m": (repeated, repeated.Settings(size="10m")),
+    "sizes": (sizes, sizes.Settings()),
+    "tokens": (tokens, tokens.Settings()),
+}
+STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
+    name: (module.entries(settings), settings) for name, (module, settings) in SETTINGS.items()
+}
+
+
+def settings_of(entry: Entry, how: StudySettings) -> dict:
+    """All settings of an entry's run, as `conduct` lays them over each other."""
+    return {**common(entry.preset, how.steps, how.evaluations), **entry.settings, "run.seed": 1}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_entry_is_a_valid_run_of_its_own(study):
+    """Catches a wrong flag that would end a study after an hour, and a variant that changes nothing."""
+    entries, how = STUDIES[study]
+    for steps in (6, how.steps):
+        configs = [built(e.preset, settings_of(e, dataclasses.replace(how, steps=steps))) for e in entries]
+        for i, config in enumerate(configs):
+            assert all(differences(config, other) for other in configs[:i]), entries[i].label
+    labels = [(e.group, e.label) for e in entries]
+    assert len(labels) == len(set(labels))
+    for group in {e.group for e in entries}:
+        assert sum(e.baseline for e in entries if e.group == group) == 1
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_command_line_takes_every_entry(study):
+    """Catches a setting that the config knows and train.py's command line spells otherwise."""
+    entries, how = STUDIES[study]
+    settings = [settings_of(entry, how) for entry in entries]
+    merged: dict = {}
+    for one in settings:  # all spellings at once, as parsing a command takes a tenth of a second
+        merged |= {k: v for k, v in one.items() if k != "train.label-smoothing"}
+    for words in (settings[-1], merged):
+        train.read_command([entries[-1].preset, *flags(words)])
+
+
+def test_the_comparison_treats_both_methods_alike():
+    """Catches an arm with other rates, models or lengths than its rival: the gap would not be the method's."""
+    for entries, how in (STUDIES[name] for name in ("protocol", "compare", "sizes", "repeated")):
+        for group in {e.group for e in entries}:
+            configs = [built(e.preset, settings_of(e, how)) for e in entries if e.group == group]
+            for config in configs[1:]:
+                changed = {key.partition(".")[0] for key in differences(configs[0], config)}
+                assert changed <= {"method", "critic", "train"}
+                assert config.train.steps == configs[0].train.steps
+                assert config.train.batch_size == configs[0].train.batch_size
+
+
+def test_published_is_published():
+    """Catches a recipe that changes what its rival 'published settings' means."""
+    (entry,) = [e for e in compare.entries(compare.Settings(optimizers=("muon",))) if "published" in e.label]
+    assert built(entry.preset, entry.settings).method == MethodConfig()
+    assert {"method.sparsify", "method.reality-weight-schedule"} <= set(PUBLISHED)
+
+
+def test_distillation_never_hears_reality():
+    """Catches a teacher that is gold in disguise, or a schedule that goes on beneath."""
+    (entry,) = [e for e in compare.entries(compare.Settings(optimizers=("muon",))) if "distillation" in e.label]
+    method = built(entry.preset, entry.settings).method
+    assert method.knots("reality_weight") == ((0.0, 0.0),) and method.knots("critic_weight") == ((0.0, 1.0),)
+
+
+def test_the_rates_of_both_optimisers_move_together():
+    """Catches a tuning of Muon that leaves AdamW's rate of the embeddings behind."""
+    entry = sizes.entries(sizes.Settings())[0]
+    scaled = rate(StudySettings()).applied(entry.preset, entry.settings, 0.5)
+    assert scaled["optim.lr"] == pytest.approx(1.5e-3) and scaled["optim.muon-lr"] == pytest.approx(0.01)
+
+
+def test_weight_decay_of_both_optimisers_is_tuned():
+    """Catches a decay that the optimiser in use never sees."""
+    entry = repeated.entries(repeated.Settings())[0]
+    decay = repeated.knobs(repeated.Settings())[-1]
+    config = built(entry.preset, decay.applied(entry.preset, entry.settings, 10.0))
+    assert config.optim.weight_decay == pytest.approx(1.0) and config.optim.muon_weight_decay == pytest.approx(0.1)
+    assert config.data.train_stop == 0.1 and config.eval.every == 100
+
+
+def test_a_part_of_the_ablation_keeps_its_baseline():
+    """Catches --only that leaves nothing to compare with."""
+    labels = [e.label for e in ablation.entries(ablation.Settings(only=("proposes",)))]
+    assert labels == [ablation.BASELINE, "student proposes nothing"]
+
+
+@pytest.mark.parametrize("size", ["4", "x128", "0x64", "2x0", "2x50", "two x 64"])
+def test_a_size_that_is_none(size):
+    """Catches a ladder that fails at its last rung."""
+    with pytest.raises(ConfigError, match="sizes"):
+        sizes.Settings(sizes=("2x64", size))
+
+
+@pytest.mark.parametrize(
+    ("study", "settings"),
+    [
+        (compare, {"optimizers": ("sgd",)}),
+        (protocol, {"optimizers": ()}),
+        (tokens, {"fractions": (0.0, 1.0)}),
+        (repeated, {"share": 0.0}),
+        (repeated, {"dropouts": (1.0,)}),
+        (repeated, {"decays": ()}),
+    ],
+)
+def test_bad_input(study, settings):
+    """Catches a study that fails late for what it was told."""
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        study.Settings(**settings)
