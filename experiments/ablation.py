@@ -48,6 +48,7 @@ METHOD: Variants = {
     "w_c 0.5 throughout": constant(0.5),
     "w_c 0.7 throughout": constant(0.7),
     "w_c 1 throughout: the critic alone": constant(1.0),
+    "w_c 0.8 → 0.3": line(0.8, 0.3),
     "w_c 0.8 → 0.05": line(0.8, 0.05),
     "w_c 0.5 → 0.2": line(0.5, 0.2),
     "w_c 0.95 → 0.5": line(0.95, 0.5),
@@ -69,12 +70,15 @@ METHOD: Variants = {
     "student proposes nothing": {"method.proposals": "critic"},
     "critic: n-grams of 2 characters": {"critic.kind": "ngram", "critic.ngram-context": 2},
     "critic: n-grams of 3 characters": {"critic.kind": "ngram", "critic.ngram-context": 3},
-    "critic: n-grams of 4 characters, own occurrence kept": {
-        "critic.kind": "ngram",
-        "critic.ngram-context": 4,
-        "critic.leave-one-out": False,
-    },
+    "critic: n-grams of 4 characters": {"critic.kind": "ngram", "critic.ngram-context": 4},
     "critic: n-grams of 6 characters": {"critic.kind": "ngram", "critic.ngram-context": 6},
+    "critic: mixed n-grams of up to 5 characters": {"critic.kind": "mixed", "critic.mixed-context": 5},
+    "critic: its own occurrence kept": {"critic.leave-one-out": False},
+    "critic: mixed n-grams and the student's average": {
+        "critic.kind": "ensemble",
+        "critic.ensemble": "mixed:0.5,self:0.5",
+        "critic.past": "ema",
+    },
     "critic: a model": {"critic.kind": "model", "critic.preset": "pretrain-char"},
     "critic: two models, cross-fitted": {
         "critic.kind": "model",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from avatarl.mixed import MEMORY_BYTES
 from avatarl.objective import CHUNK_ELEMENTS
 from config import Config, critic_preset, override, preset
 from data.batches import window_count
@@ -193,6 +194,8 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
     weights = 4.0 * work.parameters * (player_count(config) * trained + copies)
     if critic_count(config) and not c.cache:
         weights += 4.0 * critic_count(config) * critic_model(config).parameter_count()
+    if avatarl and "mixed" in c.members and not c.cache:
+        weights += mixed_bytes(int(split_tokens(config)[0] or 0), work.vocab_size)
     positions = max(1, work.micro_batch // world) * m.block_size
     logits = positions * work.vocab_size
     if saved is None:
@@ -203,6 +206,15 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
     passing += 24.0 * min(logits, chunk) if avatarl else 8.0 * logits
     evaluated = (8.0 + 2 * size) * evaluated_rows(config) * m.block_size * work.vocab_size
     return weights + max(saved + passing, evaluated)
+
+
+def mixed_bytes(tokens: int, vocab_size: int) -> float:
+    """What a mixed critic of `tokens` tokens holds, about: its table, and what it remembers of every position.
+
+    Some two entries a token of English by characters, of 80 bytes with their rows and their index.
+    """
+    remembered = 2.0 * tokens * vocab_size
+    return 160.0 * tokens + (remembered if remembered <= MEMORY_BYTES else 0.0)
 
 
 def evaluated_rows(config: Config) -> int:
