@@ -134,6 +134,7 @@ def main(words: Sequence[str]) -> int:
     ]
     lines += [f"| {r.name} | {r.val_ce:.4f} | {r.accuracy:.1%} | {r.loo_ce:.4f} | {r.seconds:.1f} |" for r in rows]
     name = "table.md" if settings.share == 1 else f"table-{settings.share:g}.md"
+    settings.out.mkdir(parents=True, exist_ok=True)
     write_atomic(settings.out / name, "\n".join(lines) + "\n")
     print("\n".join(lines))
     return 0

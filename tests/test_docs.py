@@ -29,14 +29,15 @@ def test_the_readme_names_every_preset():
     assert found == set(PRESETS)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/results.md"])
 def test_every_file_that_a_page_names_is_there(page):
     """Catches a page that sends its reader to a file which was moved or renamed."""
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.(?:py|sh|md|toml))`", text))
-    named |= {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
-    assert named
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    assert named | links
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert [link for link in sorted(links) if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_no_page_has_a_place_left_to_fill():
