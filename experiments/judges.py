@@ -124,7 +124,7 @@ def main(words: Sequence[str]) -> int:
     lines = [
         f"# What n-gram judges know, built from {settings.share:.0%} of the training split",
         "",
-        machine(made),
+        f"`{made['command']}` on {machine(made)}.",
         "",
         "Contexts in characters. Validation: the whole split, contexts running on through it. Leave-one-out: every "
         "fourth stretch of the judge's own training text, each position without its own occurrence. Seconds to build.",
