@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# A fresh machine becomes ready: makes .venv in this checkout and installs what AvataRL needs, the right PyTorch
-# first. Run it as often as you like: what works is kept, what was left half-made is made again.
+# A fresh machine becomes ready: makes .venv in this checkout, installs what AvataRL needs, the right PyTorch for the
+# GPUs and driver it finds first, gets the default corpus, trains five steps, and says how to launch on all GPUs.
+# Run it as often as you like: what works is kept, what was left half-made is made again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'USAGE'
-usage: bash setup_server.sh [--dev] [--wandb] [--flash-attn]
+usage: bash setup_server.sh [--dev] [--wandb] [--modal] [--extras a,b] [--flash-attn] [--no-smoke]
 
-Makes .venv beside this script and installs what AvataRL needs, at the versions of constraints.txt.
+Makes .venv beside this script, installs what AvataRL needs, at the versions of constraints.txt, and tries it out
+in a run of five steps, on all GPUs that it finds.
 
   --dev         also what tests and linters need; then: .venv/bin/python -m pytest
   --wandb       also Weights & Biases
+  --modal       also Modal's client, for train_modal.py
+  --extras a,b  also these extras of pyproject.toml
   --flash-attn  also flash-attn, which nothing needs; takes an NVIDIA GPU, and nvcc where no wheel fits
+  --no-smoke    without the run of five steps
   --help        this text
 
 What an earlier call added stays. To start over, delete .venv.
@@ -22,7 +27,12 @@ USAGE
 readonly VENV=.venv
 readonly PYTHON=$VENV/bin/python
 readonly STATE=$VENV/setup-state # "unfinished", or the fingerprint of the inputs and the extras that are installed
-readonly CPU_INDEX=https://download.pytorch.org/whl/cpu
+readonly SMOKE=$VENV/setup-smoke # the fingerprint with which the run of five steps has worked
+readonly INDEX=https://download.pytorch.org/whl # builds of PyTorch other than the default one, by kind
+readonly CUDA_DEFAULT=13 # major version of CUDA that the default build is made for
+readonly CUDA_OLDER='cu126 cu128 cu129' # builds for the one before; any driver of that major version runs them all
+readonly DRIVER_ADVICE='Ubuntu: sudo ubuntu-drivers install, Debian: sudo apt install nvidia-driver, then reboot'
+readonly PCI=${PCI_DEVICES:-/sys/bus/pci/devices}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 say() { printf '==> %s\n' "$*"; }
@@ -31,25 +41,45 @@ fail() {
     exit 1
 }
 
-# Sets `extras` (sorted words) and `flash_attn`.
+# Sets `extras` (words), `flash_attn` and `smoke`.
 parse_options() {
-    local option
-    extras='' flash_attn=no
-    for option in "$@"; do
-        case $option in
+    extras='' flash_attn=no smoke=yes
+    while (($#)); do
+        case $1 in
             --dev) extras+=' dev' ;;
             --wandb) extras+=' wandb' ;;
+            --modal) extras+=' modal' ;;
+            --extras)
+                add_extras "${2-}"
+                shift
+                ;;
+            --extras=*) add_extras "${1#*=}" ;;
             --flash-attn) flash_attn=yes ;;
+            --no-smoke) smoke=no ;;
             -h | --help)
                 usage
                 exit 0
                 ;;
-            *)
-                printf 'error: unknown option %s\n\n' "$option" >&2
-                usage >&2
-                exit 2
-                ;;
+            *) refuse "unknown option $1" ;;
         esac
+        shift
+    done
+}
+
+refuse() {
+    printf 'error: %s\n\n' "$1" >&2
+    usage >&2
+    exit 2
+}
+
+# Adds the extras of a comma-separated list to `extras`. That of flash-attn has an option of its own.
+add_extras() {
+    local name known
+    known=$(sed -n '/^\[project.optional/,/^\[tool/s/^\([a-z0-9-]*\) *= *\[.*/\1/p' pyproject.toml | grep -vx gpu)
+    [[ $1 ]] || refuse "--extras wants names, such as --extras wandb,hf; there are ${known//$'\n'/, }"
+    for name in ${1//,/ }; do
+        grep -qx -- "$name" <<<"$known" || refuse "--extras $name: there are ${known//$'\n'/, }"
+        extras+=" $name"
     done
 }
 
@@ -61,9 +91,33 @@ add_earlier_extras() {
     extras=$(printf '%s\n' $extras $earlier | sort -u | xargs)
 }
 
-# cuda: PyTorch's CUDA build belongs here; cpu: the far smaller CPU build does.
-detect_backend() {
-    if [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; then echo cuda; else echo cpu; fi
+# Sets `backend` (cuda: PyTorch's CUDA build belongs here; cpu: the far smaller CPU build does) and `driver_cuda`, the
+# newest CUDA that the driver runs, empty where nvidia-smi does not tell.
+detect_gpus() {
+    local report='' driver=unknown vendor
+    backend=cpu driver_cuda=''
+    if [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; then
+        backend=cuda
+        report=$(nvidia-smi 2>/dev/null) || true
+        if [[ $report =~ Driver\ Version:\ *([0-9.]+) || $report =~ KMD\ Version:\ *([0-9.]+) ]]; then
+            driver=${BASH_REMATCH[1]}
+        fi
+        if [[ $report =~ CUDA(\ UMD)?\ Version:\ *([0-9]+\.[0-9]+) ]]; then driver_cuda=${BASH_REMATCH[2]}; fi
+        say "$(nvidia-smi -L | grep -c '^GPU') NVIDIA GPU(s), driver $driver, CUDA up to ${driver_cuda:-unknown}"
+        if [[ $driver_cuda && ${driver_cuda%%.*} -lt $((CUDA_DEFAULT - 1)) ]]; then
+            say "too old for this PyTorch: update the driver ($DRIVER_ADVICE)"
+            say "and run this script again; going on for the CPU"
+            backend=cpu driver_cuda=''
+        fi
+        return
+    fi
+    for vendor in "$PCI"/*/vendor; do
+        if [[ -r $vendor && $(<"$vendor") == 0x10de && $(<"${vendor%vendor}class") == 0x03* ]]; then
+            say "an NVIDIA GPU, but no driver that works: install it ($DRIVER_ADVICE)"
+            say "and run this script again; going on for the CPU"
+            return
+        fi
+    done
 }
 
 # ---- .venv
@@ -127,13 +181,15 @@ torch_version() {
     "$PYTHON" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || echo none
 }
 
-# Whether a torch of the tested release is there, imports and, beside a GPU, is built for one.
+# Whether a torch of the tested release is there, imports and, beside a GPU, is built for one that the driver runs.
 torch_fits() {
     local installed
     installed=$(torch_version)
     [[ ${installed%%+*} == "$torch" ]] && "$PYTHON" -c "
 import torch
-assert '$backend' == 'cpu' or torch.version.cuda or torch.version.hip" 2>/dev/null
+major = int((torch.version.cuda or '0').split('.')[0])
+assert '$backend' == 'cpu' or major or torch.version.hip
+assert '$backend' == 'cpu' or major <= int('${driver_cuda%%.*}' or major)" 2>/dev/null
 }
 
 # Installs torch alone: what it needs comes with the other packages, at the versions of constraints.txt.
@@ -143,18 +199,31 @@ install_torch() {
         say "keeping PyTorch $(torch_version)"
         return
     elif [[ $backend == cuda ]]; then
-        say "installing PyTorch $torch for CUDA"
-        pip_install "${alone[@]}" || give_up "PyTorch could not be installed: see above"
+        install_cuda_torch "${alone[@]}"
     elif say "installing PyTorch $torch for the CPU" && pip_install -q --no-index "${alone[@]}" 2>/dev/null; then
         say "took it from a local wheel"
     else
         say "from PyTorch's index of CPU builds"
-        if ! pip_install --retries 1 --timeout 30 --index-url "$CPU_INDEX" "${alone[@]}"; then
+        if ! pip_install --retries 1 --timeout 30 --index-url "$INDEX/cpu" "${alone[@]}"; then
             say "not to be had there: taking the default build, on Linux one of several GB"
             pip_install "${alone[@]}" || give_up "PyTorch could not be installed: see above"
         fi
     fi
     say "PyTorch is now $(torch_version)"
+}
+
+# Installs PyTorch for the CUDA that the driver runs, with these words of pip: the default build, or an older one.
+install_cuda_torch() {
+    local build
+    if [[ $driver_cuda && ${driver_cuda%%.*} -lt $CUDA_DEFAULT ]]; then
+        for build in $CUDA_OLDER; do
+            say "installing PyTorch $torch for CUDA: $build, as the driver is not one for CUDA $CUDA_DEFAULT"
+            if pip_install --retries 1 --timeout 30 --index-url "$INDEX/$build" "$@"; then return; fi
+        done
+        say "none to be had for this driver: taking the default build, which may want a newer one ($DRIVER_ADVICE)"
+    fi
+    say "installing PyTorch $torch for CUDA"
+    pip_install "$@" || give_up "PyTorch could not be installed: see above"
 }
 
 # The requirements that pyproject.toml names, for everyone and for the given extras, one a line.
@@ -257,6 +326,56 @@ print(f"    bfloat16      {'in hardware' if bf16 else 'not in hardware: float32'
 PY
 }
 
+# ---- a first run
+
+# Sets `launcher`, what train.py is started with, and `processes`: all GPUs, or as many as share the default batch.
+find_launcher() {
+    local counts='1 0'
+    if [[ $backend == cuda ]]; then
+        counts=$("$PYTHON" -c "
+import torch
+from config import preset
+
+gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+batch = preset('avatarl-char-gpu').train.batch_size
+print(max((n for n in range(1, gpus + 1) if batch % n == 0), default=1), gpus)") || fail "torch does not work: see above"
+    fi
+    processes=${counts% *} launcher=("$PYTHON")
+    if ((processes > 1)); then launcher=("$VENV/bin/torchrun" --standalone "--nproc_per_node=$processes"); fi
+    if ((processes < ${counts#* })); then
+        say "$processes of ${counts#* } GPUs: the default batch does not divide among all; another --train.batch-size may"
+    fi
+}
+
+# The default corpus, fetched where it is missing. Without it there is the text that is embedded in Python.
+get_data() {
+    "$PYTHON" -c "
+from data.corpora import load_corpus
+
+corpus = load_corpus(None)
+print(f'==> data: {corpus.name}, {len(corpus.text):,} characters ({corpus.source})')" || fail "no corpus: see above"
+}
+
+# Trains a tiny model for five steps in all processes; a success is noted as $1.
+run_smoke() {
+    local folder log=$VENV/setup-smoke.log limit=()
+    folder=$(mktemp -d)
+    if command -v timeout >/dev/null; then limit=(timeout 900); fi # GPUs that cannot reach one another wait for ever
+    say "trying it out: a run of five steps"
+    if ${limit[@]+"${limit[@]}"} "${launcher[@]}" train.py avatarl-char --model.n-layer 1 --model.n-head 2 --model.n-embd 32 \
+        --critic.kind ngram --critic.ngram-context 2 --train.steps 5 --train.batch-size $((4 * processes)) \
+        --train.checkpoint-every 0 --optim.warmup-steps 1 --eval.every 0 --eval.ladder 0 --eval.sample-tokens 0 \
+        --run.out-dir "$folder" >"$log" 2>&1; then
+        rm -rf "$folder"
+        grep -E '^(hardware|step) ' "$log" | sed 's/^/    /'
+        echo "$1" >"$SMOKE"
+    else
+        rm -rf "$folder"
+        tail -n 20 "$log" >&2
+        fail "the set-up is complete, but training does not work: see above and $log"
+    fi
+}
+
 install() {
     echo unfinished >"$STATE"
     install_torch
@@ -267,10 +386,10 @@ install() {
 main() {
     parse_options "$@"
     add_earlier_extras
-    backend=$(detect_backend)
+    detect_gpus
     torch=$(sed -n 's/^torch==//p' constraints.txt)
     local done_state
-    done_state="$({ cat pyproject.toml constraints.txt && echo "$backend"; } | cksum | tr ' ' -)${extras:+ $extras}"
+    done_state="$({ cat pyproject.toml constraints.txt && echo "$backend${driver_cuda%%.*}"; } | cksum | tr ' ' -)${extras:+ $extras}"
 
     if [[ $(cat "$STATE" 2>/dev/null) == "$done_state" && -x $PYTHON ]] && check_and_report; then
         say "everything is in place already"
@@ -287,7 +406,14 @@ main() {
         say "$VENV is ready"
     fi
     if [[ $flash_attn == yes ]]; then install_flash_attn; fi
-    say "next: $PYTHON train.py"
+    find_launcher
+    local tried
+    tried="${done_state%% *} $(torch_version) ${launcher[*]}"
+    if [[ $smoke == yes && $(cat "$SMOKE" 2>/dev/null) != "$tried" ]]; then
+        get_data
+        run_smoke "$tried"
+    fi
+    say "next: ${launcher[*]} train.py"
     if [[ " $extras " == *' dev '* ]]; then say "or the tests: $PYTHON -m pytest"; fi
 }
 

@@ -5,7 +5,7 @@
     python train.py PRESET --dry-run                  what it costs, before anything starts
     python train.py --resume runs/NAME                continue a run
     python train.py cache-critic PRESET …             only ask its critic about every training window, onto the disk
-    torchrun --nproc_per_node=8 train.py PRESET       on many processes
+    torchrun --nproc_per_node=8 --max-restarts=3 train.py PRESET      on many processes; a dead one costs no run
 
 A run writes runs/NAME: config.json, metrics.jsonl, samples.txt, checkpoints/, report.html.
 """
@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from cli import parse, run_main
-from config import PRESETS, Config, ConfigError, override, preset
+from config import PRESETS, Config, ConfigError, override, preset, require
 
 CACHE_CRITIC = "cache-critic"
 
@@ -32,6 +32,8 @@ class Command:
     """Every setting of the run."""
     dry_run: bool = False
     """Print what the run takes, measured here within seconds and modelled for 1 to 64 H100s, and stop."""
+    price: float | None = None
+    """--dry-run: dollars of an H100 for an hour. Unset: the list price that it names."""
     resume: Path | None = None
     """Continue the run in this folder from its newest checkpoint."""
 
@@ -90,6 +92,7 @@ def main(words: Sequence[str]) -> int:
     cache_only = list(words[:1]) == [CACHE_CRITIC]
     words = words[1:] if cache_only else words
     name, command = read_command(words)
+    require(command.price is None or 0 < command.price < 1e6, "price", command.price, "use dollars, such as 2.5")
     if cache_only and command.resume is not None:
         raise ConfigError(f"{CACHE_CRITIC} --resume: a run finds its cache, or makes it again, when it is resumed")
 
@@ -102,7 +105,8 @@ def main(words: Sequence[str]) -> int:
         from forecasting.report import forecast
 
         config = override(config, critic={"cache": True}) if cache_only else config
-        lines = forecast(config, hardware, world)  # on every process: they share the machine as in the run
+        # On every process: they share the machine as in the run.
+        lines = forecast(config, hardware, world, command.price)
         if world.first:
             print("\n".join([f"{name}: a forecast; nothing was read or written", *lines]))
         return 0
@@ -114,7 +118,7 @@ def main(words: Sequence[str]) -> int:
             if code == 0 and world.first:
                 print(f"train from it: {training_command(words)}")
         else:
-            code, _ = launch.start(config, name, world, hardware)
+            code, _ = launch.begin(config, name, world, hardware)
     return code
 
 

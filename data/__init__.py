@@ -1,1 +1,1 @@
-"""Text in, token batches out: corpora, tokenizers, batches, and prepare, which joins the first two."""
+"""Text in, token batches out: corpora, tokenizers, batches, prepare, and what tokenises large corpora ahead of runs."""

@@ -92,13 +92,16 @@ class TrainingBatches:
         first = step * self.batch_size
         positions = self._positions(first + start, first + stop)
         windows = self._windows[positions]  # (B, T + 1)
+        # One block for both: numpy backs blocks of 4 MB with huge pages, and small pages cost more than the copying.
+        both = np.empty((2, len(positions), self.block_size), dtype=np.int64)
+        both[0], both[1] = windows[:, :-1], windows[:, 1:]
         judged = None
         if self._cache is not None:
             ids, log_probs = self._cache.read(positions)
             judged = torch.from_numpy(ids), torch.from_numpy(log_probs)
         return Batch(
-            tokens=torch.from_numpy(windows[:, :-1].astype(np.int64)),
-            targets=torch.from_numpy(windows[:, 1:].astype(np.int64)),
+            tokens=torch.from_numpy(both[0]),
+            targets=torch.from_numpy(both[1]),
             positions=torch.from_numpy(positions),
             indices=torch.arange(first + start, first + stop),
             judged=judged,

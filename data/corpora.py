@@ -3,7 +3,8 @@
 A corpus is named by a path (a UTF-8 file, or a folder of .txt files) or by a name. It is looked for as the
 path given, as $AVATARL_DATA/<name>, as the project's data/<name>, and only then elsewhere: `tinyshakespeare`
 is downloaded once, `pydoc` is the English of Python's own `pydoc_data.topics` and always there (it differs
-between Python versions, so nothing is benchmarked on it). Source: DESIGN section 5.
+between Python versions, so nothing is benchmarked on it). A folder may also hold tokens instead of text, such as
+those of `openwebtext`; data/shards.py reads those. Source: DESIGN section 5.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ TINYSHAKESPEARE = "tinyshakespeare"
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINYSHAKESPEARE_BYTES = 1_115_394
+MANIFEST = "manifest.json"
+"""Describes the tokens that a folder holds."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ def load_corpus(name: str | None) -> Corpus:
         return replace(_pydoc(), fallback=True)
 
 
+def tokens_folder(name: str | None) -> Path | None:
+    """The folder of that name or path, where what is found first under it are tokens and not text."""
+    for path in places(name) if name else ():
+        if (path / MANIFEST).is_file():
+            return path
+        if path.is_file() or (path.is_dir() and any(p.suffix == ".txt" for p in path.iterdir())):
+            return None
+    return None
+
+
 def warn(message: str) -> None:
     """Print one visible `warning: …` line to stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
@@ -68,9 +81,11 @@ def warn(message: str) -> None:
 def _find(name: str) -> Corpus:
     require(name.strip() != "", "data.corpus", name, _advice(name))
     tried = []
-    for path in _places(name):
+    for path in places(name):
         if not os.path.exists(path):
             tried.append(f"{path} is not there")
+        elif (path / MANIFEST).is_file():
+            tried.append(f"{path} holds tokens of GPT-2 instead of text")
         elif (text := _read(path)) is None:
             tried.append(f"{path} is a folder without .txt files")
         else:
@@ -85,7 +100,8 @@ def _find(name: str) -> Corpus:
     raise CorpusMissing(f"corpus {name!r} was not found ({'; '.join(tried)}); {_advice(name)}")
 
 
-def _places(name: str) -> list[Path]:
+def places(name: str) -> list[Path]:
+    """Where a corpus of that name or path is looked for, in order."""
     path = Path(os.path.abspath(os.path.expanduser(name)))
     if Path(name).name != name or name == "..":  # a path says where it is; only a bare name is looked up
         return [path]
@@ -100,7 +116,7 @@ def _advice(name: str) -> str:
             "or use --data.corpus pydoc, which is always there"
         )
     if name == "openwebtext":
-        return "it is not downloaded here: put its text into one of these folders as .txt files"
+        return "make it with python -m data.prepare openwebtext, or put its text there as .txt files"
     return "use tinyshakespeare, pydoc, or the path of a UTF-8 text file or of a folder of .txt files"
 
 

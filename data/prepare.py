@@ -1,14 +1,18 @@
 """From the settings of `data` to token streams: load, split, tokenize, and cache what was slow to make.
 
-The cache is data/cache/<hash>/, addressed by content: it may be deleted at any time, a broken file in it is
-made again, and where it can't be written everything stays in memory. Source: DESIGN section 5.
+    python -m data.prepare openwebtext              tokenise a large corpus once, ahead of all runs
+    python -m data.prepare --help                   the same for documents on this machine
+
+A corpus that was tokenised ahead is memory-mapped as it is. For all others the cache is data/cache/<hash>/,
+addressed by content: it may be deleted at any time, a broken file in it is made again, and where it can't be
+written everything stays in memory. Source: DESIGN section 5.
 """
 
 import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +22,9 @@ from tqdm import tqdm
 
 from config import ConfigError, DataConfig
 from data import corpora
-from data.corpora import Corpus, load_corpus, warn
-from data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, pieces
+from data.corpora import Corpus, load_corpus, tokens_folder, warn
+from data.shards import TokenCorpus, open_corpus
+from data.tokenizers import Gpt2Tokenizer, Tokenizer, build_tokenizer, load_tokenizer, pieces
 from files import write_atomic
 
 CACHED_FROM = {"char": 8_000_000, "bpe": 200_000, "gpt2": 200_000}
@@ -51,14 +56,20 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
 
     Raises ConfigError for a corpus that can't be had or read, and for text that the vocabulary can't express.
     """
+    folder = tokens_folder(config.corpus)
+    if folder is not None:
+        return _prepared(folder, config, tokenizer)
     corpus = load_corpus(config.corpus)
-    train_text, val_text = split(corpus, config)
+    train_text, val_text = (corpus.text, "") if config.val_corpus is not None else split(corpus, config.val_fraction)
     if tokenizer is None:
         # The characters of the held-out text count as known; merges are learned from the training text alone.
         learn_from = train_text if config.tokenizer == "bpe" else corpus.text
         tokenizer = _tokenizer(config.tokenizer, learn_from, config.bpe_vocab)
     train = _tokens(tokenizer, train_text, f"corpus {corpus.name!r}")
-    val = _tokens(tokenizer, val_text, f"validation text of {config.val_corpus or corpus.name!r}")
+    if config.val_corpus is not None:
+        val, val_bytes = _validation(config.val_corpus, tokenizer)
+    else:
+        val, val_bytes = _tokens(tokenizer, val_text, f"validation text of {corpus.name!r}"), len(val_text.encode())
     return Dataset(
         train=train[int(config.train_start * len(train)) : int(config.train_stop * len(train))],
         val=val,
@@ -67,16 +78,79 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
         corpus_sha256=corpus.sha256,
         corpus_source=corpus.source,
         fallback=corpus.fallback,
-        val_bytes=len(val_text.encode()),
+        val_bytes=val_bytes,
     )
 
 
-def split(corpus: Corpus, config: DataConfig) -> tuple[str, str]:
-    """Training and validation text: `corpus` cut before its last `val_fraction`, or it and `val_corpus`."""
+def _prepared(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Dataset:
+    """The dataset of a corpus that was tokenised ahead, its tokens memory-mapped."""
+    if tokenizer is None and config.tokenizer == "gpt2":
+        tokenizer = build_tokenizer("gpt2", "", config.bpe_vocab)
+    corpus, name = _opened(folder, tokenizer), str(config.corpus)
+    assert isinstance(tokenizer, Gpt2Tokenizer)
     if config.val_corpus is not None:
-        return corpus.text, load_corpus(config.val_corpus).text
+        train = corpus.tokens
+        val, val_bytes = _validation(config.val_corpus, tokenizer)
+    else:
+        cut = split_tokens(corpus, config.val_fraction)
+        train, val = corpus.tokens[:cut], corpus.tokens[cut:]
+        val_bytes = text_bytes(val, tokenizer)
+    return Dataset(
+        train=train[int(config.train_start * len(train)) : int(config.train_stop * len(train))],
+        val=val,
+        tokenizer=tokenizer,
+        corpus_name=name,
+        corpus_sha256=corpus.sha256,
+        corpus_source=str(corpus.folder),
+        fallback=False,
+        val_bytes=val_bytes,
+    )
+
+
+def _opened(folder: Path, tokenizer: Tokenizer | None) -> TokenCorpus:
+    """The corpus in `folder`. Raises ConfigError unless its tokens are those of `tokenizer`."""
+    corpus = open_corpus(folder)
+    if not isinstance(tokenizer, Gpt2Tokenizer) or tokenizer.fingerprint != corpus.tokenizer:
+        raise ConfigError(
+            f"data.tokenizer: {folder} holds tokens of GPT-2, not text; use --data.tokenizer gpt2, or a corpus of text"
+        )
+    return corpus
+
+
+def _validation(name: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """All tokens of a validation corpus, text or tokens, and their bytes of text."""
+    folder = tokens_folder(name)
+    if folder is None:
+        text = load_corpus(name).text
+        return _tokens(tokenizer, text, f"validation text of {name!r}"), len(text.encode())
+    corpus = _opened(folder, tokenizer)
+    return corpus.tokens, corpus.manifest.text_bytes
+
+
+def split_tokens(corpus: TokenCorpus, val_fraction: float, step: int = 1 << 20) -> int:
+    """Where validation begins: with the first document that starts in the last `val_fraction` of the tokens.
+
+    Inside a document only where none starts there. `step` tokens are looked at at a time.
+    """
+    tokens = corpus.tokens
+    cut = math.floor(round(len(tokens) * (1 - val_fraction), 6))
+    for start in range(max(cut - 1, 0), len(tokens) - 1, step):
+        ends = np.flatnonzero(tokens[start : min(start + step, len(tokens) - 1)] == corpus.end_of_text)
+        if ends.size:
+            return start + int(ends[0]) + 1
+    return cut
+
+
+def text_bytes(tokens: np.ndarray, tokenizer: Gpt2Tokenizer, step: int = 1 << 24) -> int:
+    """UTF-8 bytes of the text that tokens (L,) stand for, `step` of them at a time."""
+    lengths = tokenizer.byte_lengths()
+    return sum(int(lengths[tokens[start : start + step]].sum()) for start in range(0, len(tokens), step))
+
+
+def split(corpus: Corpus, val_fraction: float) -> tuple[str, str]:
+    """Training and validation text: `corpus` cut before its last `val_fraction`."""
     # Rounded first, so that a tenth of ten characters is one in spite of binary fractions.
-    cut = math.floor(round(len(corpus.text) * (1 - config.val_fraction), 6))
+    cut = math.floor(round(len(corpus.text) * (1 - val_fraction), 6))
     return corpus.text[:cut], corpus.text[cut:]
 
 
@@ -162,3 +236,16 @@ def _cache_folder(*key: str) -> Path:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def main(words: Sequence[str]) -> int:
+    """Tokenise a corpus ahead of all runs; returns the exit code."""
+    from data import openwebtext  # its command line is of no use to a run
+
+    return openwebtext.main(words)
+
+
+if __name__ == "__main__":
+    from cli import run_main
+
+    run_main(main)

@@ -5,10 +5,11 @@ Text that spells out <|endoftext|> is ordinary text: the special token never com
 Source: DESIGN section 5.
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from config import ConfigError
+from data.gpt2_words import WordEncoder, byte_lengths
 from files import write_atomic
 
 END_OF_TEXT = "<|endoftext|>"
@@ -149,9 +151,21 @@ class Gpt2Tokenizer(Tokenizer):
                 "stored it, or use --data.tokenizer bpe"
             ) from None
 
+    @functools.cached_property
+    def _words(self) -> WordEncoder:
+        return WordEncoder(self._encoding)
+
     def encode(self, text: str) -> np.ndarray:
         _require_characters(text)
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
+
+    def encode_documents(self, texts: Iterable[str]) -> np.ndarray:
+        """Token ids of all texts, each followed by <|endoftext|>, (n,) uint16: faster for many than `encode`."""
+        return self._words.encode_documents(texts, self.vocab_size - 1)
+
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 bytes of text that each token stands for, (V,) int64; 0 for <|endoftext|>."""
+        return byte_lengths(self._encoding)
 
     def decode(self, ids: ArrayLike) -> str:
         return self._encoding.decode(_checked(ids, self.vocab_size).tolist())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from avatarl.build import build_objective, frozen_critic
 from avatarl.cache import judge_windows
+from bootstrap.build import build_bootstrap
 from config import Config, override
 from data.batches import Batch, TrainingBatches, prefetch, window_count
 from data.critic_cache import CacheLayout
@@ -69,7 +70,11 @@ class Probe:
         self.critics = [] if self.cached else random_critics(config, hardware)
         unread: Any = object()  # batches bring what a cache holds
         cache = unread if self.cached else None
-        objective = build_objective(student, small, stream, self.critics, hardware.autocast, cache)
+        if small.train.objective == "bootstrap":  # the curriculum, which needs a text, is left out
+            small = override(small, bootstrap={"stages": "", "exact_weight": 1.0})
+            objective: Any = build_bootstrap(student, small, stream, None, hardware.autocast)
+        else:
+            objective = build_objective(student, small, stream, self.critics, hardware.autocast, cache)
         dataset = Dataset(stream, stream, None, "", "", "", False, 1)  # type: ignore[arg-type]  # nobody asks for text
         recorder = Recorder(Path(), first=False, steps=1, start=0)  # writes nothing
         self.job = Job(small, dataset, objective, [], hardware, World(), Path(), recorder)
@@ -103,7 +108,7 @@ class Probe:
 
     def batch(self, rows: float) -> Batch:
         """`rows` sequences, or one of that share of the context."""
-        job, length = self.job, self.job.config.model.block_size
+        job, length = self.job, self.job.config.row_length
         count, cut = max(1, int(rows)), max(1, round(length * min(rows, 1.0)))
         batches = TrainingBatches(job.dataset.train, length, count, job.config.run.seed)
         (whole,) = prefetch(batches, range(1), [(0, count)], job.hardware.device)
@@ -135,9 +140,10 @@ class Probe:
 
     def look(self, batch: Batch) -> float:
         """Seconds of one forward pass of an evaluation."""
-        job = self.job
+        job, block_size = self.job, self.job.config.model.block_size
+        windows = batch.tokens[:, :block_size], batch.targets[:, :block_size]
         start = time.perf_counter()
-        evaluate(job.objective.student, [(batch.tokens, batch.targets)], job.hardware, bins=job.config.eval.ece_bins)
+        evaluate(job.objective.student, [windows], job.hardware, bins=job.config.eval.ece_bins)
         synchronise(job.hardware.device)
         return time.perf_counter() - start
 

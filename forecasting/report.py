@@ -10,11 +10,11 @@ from training.hardware import Hardware, matmul_peak
 from training.plan import duration, human, two_digits
 
 
-def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
+def forecast(config: Config, hardware: Hardware, world: World, price: float | None = None) -> list[str]:
     """The lines for a run of `config`: counted, measured on this hardware within seconds, modelled for H100s.
 
-    Reads and writes no data. Raises ConfigError for a batch that the processes cannot share, and for settings
-    that the objective refuses.
+    price: dollars of an H100 for an hour; None: an assumed one. Reads and writes no data. Raises ConfigError for a
+    batch that the processes cannot share, and for settings that the objective refuses.
     """
     parts = world.size * config.train.grad_accum
     require(
@@ -49,7 +49,7 @@ def forecast(config: Config, hardware: Hardware, world: World) -> list[str]:
         )
     unknown = ", besides evaluations" if work.val_tokens is None else ""
     lines.append(f"total       about {duration(total)}{unknown}; start-up, samples and checkpoints not counted")
-    return [*lines, *h100.table(work, critics, extra_flops)]
+    return [*lines, *h100.table(work, critics, extra_flops, price)]
 
 
 def counted(config: Config, work: Workload) -> list[str]:
@@ -63,7 +63,16 @@ def counted(config: Config, work: Workload) -> list[str]:
         f"FLOPs       {human(work.student_flops * work.tokens)} for the student, "
         f"{human(work.critic_flops * work.tokens)} for its critic, "
         f"{human((work.evaluated_tokens or 0) * work.forward_flops)} for evaluations",
+        *stored(config, work),
     ]
+
+
+def stored(config: Config, work: Workload) -> list[str]:
+    """What a corpus takes on the disk that is tokenised ahead of the run."""
+    if config.data.corpus != "openwebtext" or work.train_tokens is None or work.val_tokens is None:
+        return []
+    size = 2 * (work.train_tokens / (config.data.train_stop - config.data.train_start) + work.val_tokens)
+    return [f"disk        {human(size, 'B')} of tokens, made once with python -m data.prepare openwebtext"]
 
 
 def measured(work: Workload, speed: Speed, hardware: Hardware, world: World, peak: float) -> list[str]:

@@ -194,7 +194,7 @@ def assumed(config: Config, hardware: Hardware, world: World, peak: float) -> Sp
 
 def how(config: Config, hardware: Hardware, points: Points, whole: Sizes, runs: int) -> str:
     """What was measured, in words."""
-    micros, length, base = config.train.grad_accum, config.model.block_size, points.base
+    micros, length, base = config.train.grad_accum, config.row_length, points.base
     text = f"{runs} whole steps" if micros == 1 else f"{runs} whole micro-batches, of {micros} in a step"
     if base != whole:
         layers = f"1 and {base.layers} layers" if points.shallow else "all layers"

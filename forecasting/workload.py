@@ -12,9 +12,11 @@ import torch
 
 from avatarl.mixed import MEMORY_BYTES
 from avatarl.objective import CHUNK_ELEMENTS
+from bootstrap.rollouts import passes_per_token
 from config import Config, critic_preset, override, preset
 from data.batches import window_count
 from data.critic_cache import CacheLayout
+from data.shards import DTYPE, TOKENS
 from model import GPT
 from training.hardware import Hardware
 
@@ -84,20 +86,29 @@ def count(config: Config) -> Workload:
         steps=train.steps,
         batch_size=train.batch_size,
         micro_batch=train.batch_size // train.grad_accum,
-        tokens_per_step=train.batch_size * config.model.block_size,
+        tokens_per_step=train.batch_size * config.row_length,
         student_flops=student,
         critic_flops=critic,
         forward_flops=forward,
-        evaluations=1 + (math.ceil(train.steps / every) if every else 1),
+        evaluations=1 + (math.ceil(train.steps / every) if every else 1) + further_evaluations(config),
         train_tokens=train_tokens,
         val_tokens=val_tokens,
     )
+
+
+def further_evaluations(config: Config) -> int:
+    """How many evaluations `eval.also_at` adds to those of the rhythm and the last step."""
+    every, steps = config.eval.every, config.train.steps
+    return sum(step < steps and not (every and step % every == 0) for step in config.eval.further_steps)
 
 
 def flops_per_token(config: Config, forward: float) -> tuple[float, float]:
     """FLOPs of a training step per token: the players', and their critic's. `forward`: one player's forward pass."""
     if config.train.objective == "cross-entropy":
         return 3 * forward, 0.0
+    if config.train.objective == "bootstrap":
+        players, (playing, judging) = passes_per_token(config.bootstrap, config.model.block_size)
+        return players * playing * forward, players * judging * forward
     method, players = config.method, player_count(config)
     looks = 2 if method.context == "student" else 1
     judging = forward if "self" in config.critic.members else 0.0
@@ -108,6 +119,8 @@ def flops_per_token(config: Config, forward: float) -> tuple[float, float]:
 
 def player_count(config: Config) -> int:
     """How many models learn: the student, and its twin where it has one."""
+    if config.train.objective == "bootstrap":
+        return passes_per_token(config.bootstrap, config.model.block_size)[0]
     twin = config.critic.kind == "self" and config.critic.past == "twin"
     return 2 if twin and config.train.objective == "avatarl" else 1
 
@@ -174,6 +187,8 @@ def characters(corpus: str | None) -> float | None:
     if corpus is None:
         return None
     path = Path(corpus)
+    if (path / TOKENS).is_file():
+        return (path / TOKENS).stat().st_size / DTYPE.itemsize * CHARACTERS_PER_TOKEN["gpt2"]
     if path.is_file():
         return float(path.stat().st_size)
     if path.is_dir():
@@ -196,7 +211,7 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
         weights += 4.0 * critic_count(config) * critic_model(config).parameter_count()
     if avatarl and "mixed" in c.members and not c.cache:
         weights += mixed_bytes(int(split_tokens(config)[0] or 0), work.vocab_size)
-    positions = max(1, work.micro_batch // world) * m.block_size
+    positions = max(1, work.micro_batch // world) * config.row_length
     logits = positions * work.vocab_size
     if saved is None:
         saved = 24.0 * positions * m.n_layer * m.n_embd * size + (0 if avatarl else 4 * logits)

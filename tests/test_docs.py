@@ -29,7 +29,17 @@ def test_the_readme_names_every_preset():
     assert found == set(PRESETS)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/results.md"])
+PAGES = [
+    "README.md",
+    "docs/method.md",
+    "docs/results.md",
+    "docs/surgery.md",
+    "docs/scaling.md",
+    "docs/bootstrapping.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_names_is_there(page):
     """Catches a page that sends its reader to a file which was moved or renamed."""
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -11,11 +11,12 @@ from tests.tiny_train import ROOT, environment, files_below
 
 # Bottom to top (DESIGN section 1); a room imports rooms of the same line or of those above it here.
 ROOMS = (
-    {"files", "presets", "checks", "config", "cli"},
+    {"files", "presets", "presets_bootstrap", "checks", "config_bootstrap", "config", "cli"},
     {"data", "kernels"},
     {"model"},
     {"generation", "hf_format"},
     {"avatarl"},
+    {"bootstrap"},
     {"training"},
     {"train_core"},
     {"forecasting", "reporting", "sample", "evaluate", "export"},
@@ -23,10 +24,13 @@ ROOMS = (
     {"one_run"},
     {"critic_runs"},
     {"launch"},
-    {"train", "experiments", "benchmarks", "bench"},
+    {"surgery"},
+    {"train", "hybrid", "experiments", "benchmarks", "bench"},
+    {"on_modal", "train_modal"},
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 OPTIONAL = {"wandb", "transformers", "tiktoken", "tokenizers", "matplotlib", "flash_attn", "modal", "requests"}
+OPTIONAL |= {"pydivsufsort", "datasets", "stable_baselines3", "gymnasium"}
 
 
 def sources() -> list[Path]:

@@ -45,14 +45,6 @@ def bpe(shakespeare: str) -> BpeTokenizer:
     return train_bpe(shakespeare[:200_000], 400)
 
 
-@pytest.fixture(scope="session")
-def gpt2(shared: Path) -> Gpt2Tokenizer:
-    """GPT-2's vocabulary from ../shared."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "data" / "gpt2-bpe"))
-        return Gpt2Tokenizer()
-
-
 def test_shakespeare_has_65_characters(shakespeare: str) -> None:
     """Catches a vocabulary cut before space and newline, or one in another order (checkpoints would mix)."""
     tokenizer = train_char(shakespeare)

@@ -26,13 +26,14 @@ PLAIN = dataclasses.replace(
 
 
 def test_a_step_is_compute_and_one_exchange():
-    """Catches a forgotten utilisation, GPU count, ring factor, or the slower links between nodes."""
+    """Catches a forgotten utilisation, GPU count, ring factor, optimiser, or the slower links between nodes."""
     step = 4.8e13 / (989e12 * 0.4)  # 121.3 ms
-    assert h100.predict(PLAIN, 1).training == pytest.approx(1000 * step)
-    ring = 2 * 7 / 8 * 4e8 / 450e9  # 1.556 ms
-    assert h100.predict(PLAIN, 8).training == pytest.approx(1000 * (step / 8 + ring))
-    across = 2 * 15 / 16 * 4e8 / 50e9  # 15 ms
-    assert h100.predict(PLAIN, 16).training == pytest.approx(1000 * (step / 16 + across))
+    adamw = 28e8 / 3.35e12  # 0.8 ms
+    assert h100.predict(PLAIN, 1).training == pytest.approx(1000 * (step + adamw))
+    ring = 2 * 7 / 8 * 4e8 / 450e9 + 14 * 3e-6  # 1.598 ms
+    assert h100.predict(PLAIN, 8).training == pytest.approx(1000 * (step / 8 + ring + adamw))
+    across = 2 * 1 / 2 * 4e8 / 8 / 50e9 + 2 * 10e-6  # 1.02 ms: an eighth through each of eight ports
+    assert h100.predict(PLAIN, 16).training == pytest.approx(1000 * (step / 16 + ring + across + adamw))
     assert h100.predict(PLAIN, 8).evaluation == pytest.approx(3 * 1e6 * 0.3e9 / (8 * 989e12 * 0.4))
 
 
@@ -70,7 +71,7 @@ def test_accumulation_finds_a_divisor():
 def test_the_table_adds_up():
     """Catches a total without evaluation, critic or cache, and dollars of one GPU where eight are paid."""
     lines = h100.table(PLAIN, [PLAIN, PLAIN], extra_flops=989e12 * 0.4 * 3600)
-    run = 121.335  # training; an evaluation of three times a million tokens takes 2.275 s
+    run = 122.171  # training; an evaluation of three times a million tokens takes 2.275 s
     total = 3 * (run + 2.275) + 3600
     assert lines[4] == (f"{1:>6} {48:>10} {8:>11} {'2 min':>9} {'2.3 s':>11} {'64 min':>13} {'66 min':>9} {'$4':>9}")
     assert total / 3600 * 3.95 == pytest.approx(4.36, abs=0.01)
@@ -84,6 +85,17 @@ def test_the_table_adds_up():
 def test_dollars_have_two_digits(seconds, gpus, text):
     """Catches an estimate to the cent."""
     assert h100.dollars(seconds, gpus) == text
+
+
+def test_the_price_can_be_replaced():
+    """Catches a price that is printed and not used, and an assumed one that passes for the user's."""
+    assert h100.dollars(36000, 8, price=10.0) == "$800"
+    before, after = h100.table(PLAIN), h100.table(PLAIN, price=10 * 3.95)
+    assert "$39.50 per GPU-hour as given with --price" in after[2] and "list price" not in after[2]
+    assert "--price sets another" in before[2]
+    single = h100.table(dataclasses.replace(PLAIN, steps=100_000))[4].split()[-1]
+    tenfold = h100.table(dataclasses.replace(PLAIN, steps=100_000), price=39.5)[4].split()[-1]
+    assert float(tenfold.strip("$").replace(",", "")) == pytest.approx(10 * float(single.strip("$")), rel=0.05)
 
 
 def test_everything_assumed_is_said():

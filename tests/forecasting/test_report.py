@@ -170,3 +170,21 @@ def guarded(read, touched):
         return read(path, *rest, **options)
 
     return watched
+
+
+def test_the_disk_that_a_large_corpus_takes_is_said(canned):
+    """Catches 18 GB that nobody was told of, and half of it because a critic trains on a half."""
+    config = preset("avatarl-250m")
+    for data in ({}, {"train_stop": 0.5}):
+        said = lines_of(override(config, data=data))["disk"]
+        assert "18.1 GB" in said and "python -m data.prepare openwebtext" in said
+    assert "disk" not in lines_of(preset("avatarl-char"))
+
+
+def test_the_price_reaches_the_table(canned, place):
+    """Catches a --price that is parsed and forgotten, and one that makes a run cheaper than nothing."""
+    outcome = here("avatarl-250m", "--dry-run", "--price", "2.5")
+    assert outcome.code == 0 and "$2.50 per GPU-hour as given with --price" in outcome.out
+    assert "$3.95" in here("avatarl-250m", "--dry-run").out
+    outcome = here("avatarl-250m", "--dry-run", "--price", "-1")
+    assert outcome.code == 2 and outcome.errors == ["error: price = -1.0: use dollars, such as 2.5"]

@@ -165,3 +165,40 @@ def test_nothing_of_the_models_is_real():
     before = torch.get_rng_state()
     assert count(override(preset("avatarl-250m"), model={"n_layer": 96, "n_embd": 12288})).parameters > 1.7e11
     assert torch.equal(before, torch.get_rng_state())
+
+
+WRITE_UP = {"top_k": 16, "epsilon": 0.1, "reality_weight": 0.7, "critic_weight": 0.3, "entropy_coef": 0.01}
+SIZES = {"30m": (6, 6, 384), "70m": (8, 10, 640), "150m": (16, 12, 768), "250m": (16, 16, 1024)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_large_presets_are_the_write_ups(size):
+    """Catches a preset that drifted from the published settings: sizes, tokens, method, critic, and its twin."""
+    config, twin = preset(f"avatarl-{size}"), preset(f"pretrain-{size}")
+    m, method = config.model, config.method
+    assert (m.n_layer, m.n_head, m.n_embd, m.block_size) == (*SIZES[size], 1024)
+    assert {name: getattr(method, name) for name in WRITE_UP} == WRITE_UP
+    assert (method.sparsify, method.normalize, method.reward_scale, method.reward_cap) == (
+        "above_mean",
+        "cap",
+        100,
+        1.5,
+    )
+    assert (method.policy_weighting, method.advantage, method.context) == ("reinforce", "none", "gold")
+    assert not any(getattr(method, f"{name}_schedule") for name in method.SCHEDULED)
+    assert count(config).tokens == 480 * 1024 * 4000 == pytest.approx(2e9, rel=0.02)
+    assert (config.data.corpus, config.data.tokenizer) == ("openwebtext", "gpt2")
+    assert (config.eval.every, config.eval.prompt) == (500, "The true meaning of life is often")
+    critic = count(critic_config(config))
+    assert config.critic.kind == "model" and critic.parameters == pytest.approx(30e6, rel=0.05)
+    assert {name.split(".")[0] for name in differences(config, twin)} <= {"train", "critic"}
+    assert twin.train.objective == "cross-entropy" and count(twin).parameters == count(config).parameters
+    assert count(config).val_tokens == pytest.approx(4.5e6, rel=0.02)
+
+
+def test_a_corpus_of_tokens_is_counted_by_its_size(tmp_path):
+    """Catches a tokenised corpus whose length nobody knows, or that is read to find it out."""
+    (tmp_path / "tokens.bin").write_bytes(bytes(2 * 4000))
+    config = override(preset("avatarl-30m"), data={"corpus": str(tmp_path), "val_fraction": 0.1})
+    train, val = split_tokens(config)
+    assert train == pytest.approx(3600) and val == pytest.approx(400)

@@ -1,0 +1,47 @@
+"""The command that times tokenising and loading, on little."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import loading
+from tests.tiny_train import here
+
+
+@pytest.fixture(autouse=True)
+def at_hand(shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """GPT-2's vocabulary and a short text."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "data" / "gpt2-bpe"))
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("To be, or not to be: that is the question.\n" * 500)
+
+
+def test_it_measures_and_writes(tmp_path: Path) -> None:
+    """Catches a table without a corpus or a shape, and a record without the machine."""
+    words = ["--corpora", "text.txt", "--seconds", "0.02", "--tokens", "600000", "--out", str(tmp_path / "out")]
+    outcome = here(*words, main=loading.main)
+    assert outcome.code == 0, outcome.err
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["processor"] and record["versions"] and record["command"].endswith("out")
+    (text,) = record["tokenised"]
+    assert text["megabytes"] == pytest.approx(0.0215, rel=0.01)
+    assert min(text[kind] for kind in ("tiktoken", "first", "second_half", "known")) > 0
+    assert [(row["block_size"], row["batch_size"]) for row in record["loaded"]] == list(loading.SHAPES)
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "| text.txt | 0.02 |" in page and "| 1,024 | 480 |" in page
+
+
+def test_half_a_text_counts_as_half() -> None:
+    """Catches a rate of the second half with the bytes of the whole: it would be twice too fast."""
+    found = loading.tokenised("text.txt", 0.05)
+    assert found.second_half < 4 * found.known
+
+
+def test_other_tokens_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a speed at which the wrong tokens are made."""
+    encode = loading.WordEncoder.encode_documents
+    monkeypatch.setattr(loading.WordEncoder, "encode_documents", lambda *rest: encode(*rest)[1:])
+    outcome = here("--corpora", "text.txt", "--seconds", "0.02", main=loading.main)
+    assert outcome.code == 2 and "not tokenised as tiktoken" in outcome.errors[0]
+    assert here("--corpora", "pydoc", main=loading.main).code == 2
