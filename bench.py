@@ -1,7 +1,7 @@
 """What things cost here: speed and memory, side by side in one process.
 
     python bench.py                          every part, on the GPU if there is one, else on the CPU
-    python bench.py --parts step,loss        some parts: step, loss, generation, growth, precision, kernels
+    python bench.py --parts step,loss        some parts: step, loss, generation, growth, precision, kernels, surgery
     python bench.py --gpu                    what only a GPU can show, in under ten minutes: tests, loss, char, large
 
 Arms take turns: every ratio is between timings made within moments of each other. Writes results/bench: raw numbers
@@ -70,7 +70,7 @@ class Cut(BaseException):
 
 def parts_of(gpu: bool) -> dict[str, Callable[["Conditions"], Iterator["Table"]]]:
     """Every part by name: conditions in, tables out as they are done."""
-    from benchmarks import generation, growth, kernels, loss, precision, step
+    from benchmarks import generation, growth, kernels, loss, precision, step, surgery
     from benchmarks import gpu as only_gpu
 
     if gpu:
@@ -87,6 +87,7 @@ def parts_of(gpu: bool) -> dict[str, Callable[["Conditions"], Iterator["Table"]]
         "growth": growth.tables,
         "precision": precision.tables,
         "kernels": kernels.tables,
+        "surgery": surgery.tables,
     }
 
 

@@ -3,6 +3,7 @@
     python report.py runs/NAME               writes runs/NAME/report.html
     python report.py runs/A runs/B …         compares them in ./report.html
     python report.py runs/A runs/B --out ab.html --open
+    python report.py runs/hybrid …           the arms of hybrid.py's runs side by side, with the verdict over them
 
 The page needs no network, and JavaScript only for the values under the pointer. Training calls `write_report`
 at the end of every run.
@@ -20,6 +21,7 @@ from config import ConfigError
 from files import write_atomic
 from reporting.page import page
 from reporting.read import read_runs
+from reporting.surgery import is_hybrid, parts_of, section
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file, such as {out / 'report.html'}")
-    text = page(read_runs(run_folders))
+    surgery = [folder for folder in run_folders if is_hybrid(folder)]
+    parts = [part for folder in run_folders for part in (parts_of(folder) if folder in surgery else [folder])]
+    text = page(read_runs(parts), section(surgery))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text.encode("utf-8", errors="replace"))

@@ -1,13 +1,15 @@
 """How much memory a call needs at its worst: the allocator's peak on a GPU, the kernel's on a CPU.
 
 Linux keeps the largest resident size of a process (VmHWM) and forgets it when 5 is written to its clear_refs.
-What the C library holds in reserve is given back first, or a call could be served from it unseen.
+What the C library holds in reserve is given back first, or a call could be served from it unseen. What is held for a
+while, rather than needed at the worst moment, is what the C library has handed out and not got back.
 """
 
 import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -31,6 +33,45 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     resting = forget_peak()
     run()
     return None if resting is None else max(0, resident("VmHWM") - resting)
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc tells of its heap, from version 2.33 on: bytes, and numbers of chunks."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def held_bytes(hold: Callable[[], AbstractContextManager[object]], device: torch.device) -> int | None:
+    """Bytes that are held inside the context hold() and were not before; None where the system can't tell.
+
+    What is made and dropped on the way in does not count; hold() is entered once before, for what it keeps for good.
+    """
+    with hold():
+        pass
+    gc.collect()
+    before = in_use(device)
+    with hold() as kept:
+        after = in_use(device)
+        del kept
+    return None if before is None or after is None else after - before
+
+
+def in_use(device: torch.device) -> int | None:
+    """Bytes that the allocator has handed out: PyTorch's on a GPU, the C library's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return None
+    ask.restype = Mallinfo
+    heap = ask()
+    return heap.uordblks + heap.hblkhd
 
 
 def forget_peak() -> int | None:

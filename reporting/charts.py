@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from reporting.metrics import AXES, Metric, describe
+from bootstrap.thresholds import SIGNS
+from reporting.metrics import AXES, Metric, describe, explained
 from reporting.numbers import UNITS_OF_TIME, compact, log_ticks, number, ticks, with_unit
 from reporting.read import Point, Run, Rung, is_number
 
 COLOURS = 8
 """How many run colours page.css has; run number 9 takes the first again, dashed."""
-POINTS_PER_PAGE = 20_000
+POINTS_PER_PAGE = 18_000
 """Budget of points for all curves of a page, which keeps a page below 2 MB."""
 
 
@@ -128,7 +129,12 @@ def chart(key: str, curves: list[Curve], axes: list[XAxis], limit: int, rungs: S
     frame = _frame(metric, curves, [level for _, level in levels], large)
     ident = "".join(c if c.isalnum() else "-" for c in key)
     thinned = [Curve(c.run, c.name, thin(c.points, limit), c.lost) for c in curves]
-    body = [_y_axis(frame, metric), *(_x_axis(frame, axis) for axis in axes), _ladder(frame, levels, metric)]
+    body = [
+        _bands(frame, key),
+        _y_axis(frame, metric),
+        *(_x_axis(frame, axis) for axis in axes),
+        _ladder(frame, levels, metric),
+    ]
     for full, curve in zip(curves, thinned, strict=True):
         body += _curve(curve, full, frame, axes, metric, limit)
     svg = (
@@ -140,14 +146,14 @@ def chart(key: str, curves: list[Curve], axes: list[XAxis], limit: int, rungs: S
         f'height="{frame.height - frame.top - frame.bottom + 8:g}"/></clipPath>'
         f"{''.join(body).replace('CLIP', f'{ident}-c')}</svg>"
     )
-    explained = " ".join([metric.explanation, *["Logarithmic axis."] * frame.log])
+    told = " ".join([explained(key), *["Logarithmic axis."] * frame.log])
     if key != metric.label:
-        explained = f"<p>{escape(explained)} <code>{escape(key)}</code></p>"
+        told = f"<p>{escape(told)} <code>{escape(key)}</code></p>"
     hint = {"lower": "↓ lower is better", "higher": "↑ higher is better", "": ""}[metric.better]
     return (
         f'<figure class="chart{" large" if large else ""}"><figcaption><h3>{escape(metric.label)}'
         f"{f' <small>{hint}</small>' if hint else ''}</h3>"
-        f"{explained}</figcaption>{svg}"
+        f"{told}</figcaption>{svg}"
         f"{_footnote(curves, frame)}"
         f'<script type="application/json">{_data(thinned, frame, axes, metric)}</script></figure>'
     )
@@ -171,6 +177,24 @@ def _frame(metric: Metric, curves: list[Curve], levels: list[float], large: bool
             high = min(high, 1.0)
     width, height = (480, 310) if large else (370, 220)
     return Frame(width, height, 84 if levels else 14, low, high, log)
+
+
+def _bands(frame: Frame, key: str) -> str:
+    """Where a sign of health warns and where it is bad: shaded bands, each with its word."""
+    if key not in SIGNS:
+        return ""
+    sign, edge = SIGNS[key], math.inf if SIGNS[key].worse == "above" else -math.inf
+    drawn, right = "", frame.width - frame.right
+    for word, start, end in (("warn", sign.warn, sign.bad), ("bad", sign.bad, edge)):
+        low, high = sorted(min(max(value, frame.low), frame.high) for value in (start, end))
+        if low >= high:
+            continue
+        top, bottom = frame.y(high), frame.y(low)
+        drawn += f'<rect class="band {word}" x="{frame.left:g}" y="{top:.1f}" width="{right - frame.left:g}" '
+        drawn += f'height="{bottom - top:.1f}"/>'
+        if bottom - top >= 14:
+            drawn += f'<text class="band" x="{right - 5:g}" y="{top + 12:.1f}" text-anchor="end">{word}</text>'
+    return drawn
 
 
 def _y_axis(frame: Frame, metric: Metric) -> str:

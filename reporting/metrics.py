@@ -3,27 +3,11 @@
 Definitions are those of DESIGN section 6. A key that is not listed here is charted under its own name.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one key of metrics.jsonl is named, explained and drawn."""
-
-    label: str
-    unit: str
-    """"%" marks a share, stored between 0 and 1; anything else is printed as it stands; "": no unit."""
-    explanation: str
-    better: Literal["lower", "higher", ""] = ""
-    """Which direction is an improvement; "" where neither is one by itself."""
-    log: bool = False
-    """Draw on a logarithmic axis (if every value is positive)."""
-    noisy: bool = False
-    """One batch's value: long curves get a moving average on top."""
-    settles: bool = False
-    """Starts far from where it ends: the frame is fitted to what comes after the first steps."""
-
+from bootstrap.thresholds import SIGNS
+from reporting.bootstrap_metrics import BOOTSTRAP_METRICS
+from reporting.health_metrics import HEALTH_METRICS
+from reporting.metric import Metric
+from reporting.surgery_metrics import SURGERY_METRICS
 
 METRICS: dict[str, Metric] = {
     "val/ce": Metric(
@@ -126,6 +110,7 @@ METRICS: dict[str, Metric] = {
         "How far the student is from the critic, both renormalised over the action set.",
         noisy=True,
     ),
+    **HEALTH_METRICS,
     "train/loss": Metric(
         "Training loss",
         "",
@@ -161,6 +146,8 @@ METRICS: dict[str, Metric] = {
         "Largest memory use so far: the whole process's on a CPU, the allocator's on a GPU.",
         "lower",
     ),
+    **BOOTSTRAP_METRICS,
+    **SURGERY_METRICS,
 }
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -177,6 +164,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "train/overlap",
         "train/critic_kl",
     ),
+    "Health": tuple(HEALTH_METRICS),
     "Optimiser and machine": (
         "train/loss",
         "train/grad_norm",
@@ -185,8 +173,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "train/utilisation",
         "train/peak_memory_gb",
     ),
+    "Bootstrapping": tuple(BOOTSTRAP_METRICS),
+    "Surgery": tuple(SURGERY_METRICS),
 }
-"""Order of the charts on a page; keys of other groups (bootstrap/…, surgery/…) follow, a section each."""
+"""Order of the charts on a page; keys of other groups follow, a section each."""
 
 AXES = ("step", "tokens", "seconds")
 """Keys that a curve can be drawn over."""
@@ -195,6 +185,16 @@ AXES = ("step", "tokens", "seconds")
 def describe(key: str) -> Metric:
     """The entry of `key`, or a plain one under its own name."""
     return METRICS.get(key) or Metric(key, "", "")
+
+
+def explained(key: str) -> str:
+    """What a key means, with the thresholds of its sign of health."""
+    said = describe(key).explanation
+    if key in SIGNS:
+        sign = SIGNS[key]
+        side = "or more" if sign.worse == "above" else "or less"
+        said += f" Warning at {sign.warn:g} {side}, bad at {sign.bad:g} {side}."
+    return said
 
 
 def as_markdown() -> str:
@@ -220,7 +220,7 @@ def as_markdown() -> str:
         for key in keys:
             m = METRICS[key]
             unit = {"%": "share, 0 to 1"}.get(m.unit, m.unit)
-            lines.append(f"| `{key}` | {m.label} | {unit} | {m.better} | {m.explanation} |")
+            lines.append(f"| `{key}` | {m.label} | {unit} | {m.better} | {explained(key)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Sized
 from pathlib import Path
 
-from reporting import tables
+from reporting import health, tables
 from reporting.charts import COLOURS, POINTS_PER_PAGE, Curve, XAxis, chart, is_averaged, x_axes
 from reporting.html import chip, markup
 from reporting.metrics import SECTIONS, describe
@@ -18,8 +18,8 @@ LADDER_HINT = (
 )
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole document for one run or for several."""
+def page(runs: Sequence[Run], first: str = "") -> str:
+    """The whole document for one run or for several; `first` is markup that stands before everything else."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     switches = range(len(runs) if len(runs) > 1 else 0)
@@ -39,6 +39,7 @@ script-src 'unsafe-inline'; img-src data:">
 <body>
 {_header(runs, title)}
 <main>
+{first}
 {tables.tiles(runs[0]) if len(runs) == 1 else tables.summary(runs) + tables.facts(runs)}
 {_toolbar(runs, axes)}
 {_charts(runs, axes)}
@@ -119,6 +120,7 @@ def _charts(runs: Sequence[Run], axes: list[XAxis]) -> str:
         body += f'<div class="charts">{small}</div>' if small else ""
         body += f'<p class="hint">No finite value: {markup(", ".join(empty))}.</p>' if empty else ""
         body += tables.ladder(runs) if title == "Validation" else ""
+        body += health.signs(runs, tables.run_heads(runs)) if title == "Health" else ""
         body += "</section>"
     return body or "<section><h2>Curves</h2><p>Nothing has been logged yet.</p></section>"
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bootstrap.thresholds import STATUS
 from config import Config
+from reporting import health
 from reporting.charts import COLOURS
 from reporting.html import Best, Html, chip, markup, setting, table, words
 from reporting.numbers import compact, duration, fixed, number, percent
@@ -75,7 +77,7 @@ def lowest_at(run: Run) -> str:
 
 def progress(run: Run) -> str:
     """How much of the planned length was reached, in words; "" where it was all."""
-    planned = run.config.get("train.steps")
+    planned = run.info.get("until", run.config.get("train.steps"))
     done = reached("step")(run)
     return f"of {planned:,} planned" if is_number(planned) and done < planned else ""
 
@@ -92,6 +94,14 @@ COLUMNS = (
     Column("Training time", reached("seconds"), duration),
     Column("Tokens/s", throughput, lambda v: number(v, 4), max),
 )
+
+HEALTH = Column("Health", final(STATUS), health.state_of, remark=health.worst)
+"""The summary of runs that were watched has it too."""
+
+
+def columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """What the summary of these runs shows."""
+    return (*COLUMNS, HEALTH) if any(STATUS in run.logged() for run in runs) else COLUMNS
 
 
 def differing(runs: Sequence[Run]) -> set[str]:
@@ -150,7 +160,7 @@ def run_heads(runs: Sequence[Run]) -> list[Html]:
 def tiles(run: Run) -> str:
     """The summary of one run."""
     cells = ""
-    for column in COLUMNS:
+    for column in columns([run]):
         remark = column.remark(run) if column.remark else ""
         value = column.show(column.value(run))
         cells += f"<div><dt>{markup(column.title)}</dt><dd>{markup(value)}"
@@ -161,8 +171,8 @@ def tiles(run: Run) -> str:
 def summary(runs: Sequence[Run]) -> str:
     """The summary of several runs: a row each, the best of every column marked where runs compare."""
     apart = differing(runs)
-    columns = []
-    for column in COLUMNS:
+    shown, cells_of = columns(runs), []
+    for column in shown:
         values = [column.value(run) for run in runs]
         known = [v for v in values if math.isfinite(v)]
         blocked = {"text": {"text"}, "tokens": {"text", "tokens"}}.get(column.scope, set()) & apart
@@ -173,9 +183,9 @@ def summary(runs: Sequence[Run]) -> str:
             cell = markup(column.show(value)) + (f"<small>{markup(remark)}</small>" if remark else "")
             leading = ordered and column.better is not None and value == column.better(known)
             cells.append(Best(cell) if leading else Html(cell))
-        columns.append(cells)
-    head = ["Run", *(column.title for column in COLUMNS)]
-    return table("Summary", head, zip(run_heads(runs), *columns, strict=True))
+        cells_of.append(cells)
+    head = ["Run", *(column.title for column in shown)]
+    return table("Summary", head, zip(run_heads(runs), *cells_of, strict=True))
 
 
 def fact(run: Run, key: str) -> object:

@@ -56,7 +56,7 @@ def make_run(
     for step in range(0, steps + 1, every):
         head = {"step": step, "tokens": step * 768, "seconds": step / 10}
         if step:
-            names = [key for key in METRICS if key.startswith("train/")]
+            names = [key for key in METRICS if "/" in key and not key.startswith("val/")]
             train = {key: 0.5 + math.sin(step + i) / 10 for i, key in enumerate(names)}
             lines.append(head | {"lr": 1e-3} | train)
         if step % evaluate == 0:
