@@ -5,7 +5,7 @@
 
 The dataclass defaults are the published settings of the method (DESIGN's section 3) on a GPT-2-shaped
 model. What measures best at a given size is a preset. Values are checked when the config is built, and the
-error names the field, the value and the way out.
+error names the field, the value and the way out. The group `bootstrap` is config_bootstrap.py.
 """
 
 import dataclasses
@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from checks import ConfigError, check_fields, parse_members, parse_schedule, require
-from presets import PRESETS
+from config_bootstrap import BootstrapConfig
+from presets import PRESETS as PRESETS_OF_THE_METHOD
+from presets_bootstrap import PRESETS_BOOTSTRAP
+
+PRESETS = PRESETS_OF_THE_METHOD | PRESETS_BOOTSTRAP
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class RunConfig:
     """torch.compile. auto: on a GPU; on a CPU eager, where compiling costs more than a short run gains."""
     threads: int = 0
     """CPU threads of PyTorch; 0: one for every core this process may use, divided among local processes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Many processes. ddp: each holds the whole model; fsdp: each a share, for models past one GPU's memory."""
 
     def __post_init__(self) -> None:
         check_fields("run", self)
@@ -358,8 +364,8 @@ class OptimConfig:
 class TrainConfig:
     """Length and batches of a run."""
 
-    objective: Literal["avatarl", "cross-entropy"] = "avatarl"
-    """What is minimised: AvataRL, or cross-entropy (for critics and baselines)."""
+    objective: Literal["avatarl", "cross-entropy", "bootstrap"] = "avatarl"
+    """What is minimised: AvataRL, cross-entropy (for critics and baselines), or the bootstrapping experiments' loss."""
     label_smoothing: float = 0.0
     """cross-entropy: share of the target that is spread over the whole vocabulary, in [0, 1)."""
     steps: int = 2000
@@ -402,6 +408,8 @@ class EvalConfig:
 
     every: int = 500
     """Steps between evaluations; 0: only at the first and the last step."""
+    also_at: str = ""
+    """Further steps at which to evaluate, as 25,50,100: a close look at the start of a run."""
     batch_size: int = 64
     """Windows per forward pass of an evaluation."""
     ece_bins: int = 15
@@ -421,6 +429,15 @@ class EvalConfig:
             value = getattr(self, name)
             require(value >= 1, f"eval.{name.replace('_', '-')}", value, "use a positive number")
         require(self.prompt != "", "eval.prompt", self.prompt, "a sample needs at least one character to continue")
+        self.further_steps  # noqa: B018  # checked by looking at them
+
+    @property
+    def further_steps(self) -> frozenset[int]:
+        """The steps of `also_at`."""
+        words = [part.strip() for part in self.also_at.split(",") if part.strip()]
+        fix = "write whole steps from 1 on, as 25,50,100"
+        require(all(word.isdecimal() and int(word) >= 1 for word in words), "eval.also-at", self.also_at, fix)
+        return frozenset(int(word) for word in words)
 
 
 @dataclass(frozen=True)
@@ -448,6 +465,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -466,8 +484,18 @@ class Config:
             self.critic.cache,
             "a cache judges the corpus's own tokens, not those of --method.context student; leave one of them out",
         )
+        if self.train.objective == "bootstrap":
+            self.bootstrap.check_model(self.model.block_size, self.model.dropout)
+            fix = "a bootstrapping run is small, and every process holds it whole; use ddp"
+            require(self.run.parallel != "fsdp", "run.parallel", self.run.parallel, fix)
         top, k = self.critic.cache_top, self.method.top_k
         require(top == 0 or top >= k, "critic.cache-top", top, f"the critic proposes method.top-k = {k}; keep as many")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a training row: the model's context, unless windows slide over longer rows."""
+        block_size = self.model.block_size
+        return self.bootstrap.row_length(block_size) if self.train.objective == "bootstrap" else block_size
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dicts, for config.json."""

@@ -24,7 +24,7 @@ from training import checkpoint as checkpoints
 from training.distributed import World, from_first
 from training.hardware import Hardware
 from training.plan import human
-from training.run_folder import read_config
+from training.run_folder import has_checkpoint, read_config
 
 
 def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardware) -> tuple[list[Path], int]:
@@ -81,7 +81,7 @@ def pretrained(
     )
     if world.first:
         print(f"the critic is trained first, once: {name} into {folder}")
-    begun = bool(checkpoints.stored(folder / "checkpoints")) and (folder / "config.json").is_file()
+    begun = from_first(world, lambda: has_checkpoint(folder))
     place = from_first(world, lambda: checkpoints.find(folder / "checkpoints")) if begun else None
     objective = make_objective(settings, data, [], hardware)
     record = new_record(settings, name, data, hardware, [])

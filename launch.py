@@ -16,15 +16,17 @@ from files import write_json
 from one_run import make_objective, new_record, train_in
 from training import checkpoint as checkpoints
 from training.distributed import World, from_first
+from training.elastic import begun, sign, torchruns
 from training.hardware import Hardware, choose
 from training.record import require_wandb
-from training.run_folder import new_run_folder, read_config
+from training.run_folder import has_checkpoint, new_run_folder, read_config
 
 # What --resume may change: none of it touches what the remaining steps compute, but for train.steps.
 CHANGEABLE = (
     "run.device",
     "run.compile",
     "run.threads",
+    "run.parallel",
     "train.steps",
     "train.keep",
     "train.checkpoint_every",
@@ -32,8 +34,18 @@ CHANGEABLE = (
 CHANGEABLE_GROUPS = ("log", "eval")
 
 
-def start(config: Config, name: str, world: World, hardware: Hardware) -> tuple[int, Path]:
-    """Train a new run of preset `name`; returns its exit code and folder.
+def begin(config: Config, name: str, world: World, hardware: Hardware) -> tuple[int, Path]:
+    """`start`, or continue the run that this torchrun began before it had to start its workers again."""
+    folder = begun(config.run.out_dir, config.run.name or name, world)
+    if folder is None or not from_first(world, lambda: has_checkpoint(folder)):
+        return start(config, name, world, hardware, folder)
+    return resume(folder, read_config(folder)[0], world, hardware)
+
+
+def start(
+    config: Config, name: str, world: World, hardware: Hardware, folder: Path | None = None
+) -> tuple[int, Path]:
+    """Train a new run of preset `name`, in `folder` or else a new one; returns its exit code and folder.
 
     Raises ConfigError for settings that cannot work with this corpus and machine.
     """
@@ -44,9 +56,11 @@ def start(config: Config, name: str, world: World, hardware: Hardware) -> tuple[
         return code, Path(config.run.out_dir)
     cache = critic_cache(config, dataset, critics, world, hardware)
     objective = make_objective(config, dataset, critics, hardware, cache)
-    folder = Path(from_first(world, lambda: new_run_folder(config.run.out_dir, config.run.name or name)))
-    record = new_record(config, name, dataset, hardware, critics, cache)
+    if folder is None:
+        folder = Path(from_first(world, lambda: new_run_folder(config.run.out_dir, config.run.name or name)))
+    record, names = new_record(config, name, dataset, hardware, critics, cache), torchruns(world)
     if world.first:
+        sign(folder, names)
         dataset.tokenizer.save(folder / "tokenizer.json")
         write_json(folder / "config.json", record)
     return train_in(folder, config, record, dataset, objective, hardware, world, cache=cache), folder
@@ -58,6 +72,8 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
     Raises ConfigError for a change that would alter the run, or another corpus than the run's.
     """
     saved, record = read_config(folder)
+    fix = f"a part of a hybrid run; continue that one: python hybrid.py --resume {folder.parent}"
+    require("hybrid" not in record, "--resume", str(folder), fix)
     changed = differences(saved, config)
     for name, (old, new) in changed.items():
         allowed = name in CHANGEABLE or name.split(".")[0] in CHANGEABLE_GROUPS
@@ -89,8 +105,11 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
     require(found == expected, "critic", found, f"the run was trained with {expected}; restore that critic")
     cache = critic_cache(config, dataset, critics, world, hardware, record.get("critic_cache"))
     objective = make_objective(config, dataset, critics, hardware, cache)
-    if world.first and changed:
-        write_json(folder / "config.json", record | {"config": config.to_dict()})
+    names = torchruns(world)
+    if world.first:
+        sign(folder, names)
+        if changed:
+            write_json(folder / "config.json", record | {"config": config.to_dict()})
     return train_in(folder, config, record, dataset, objective, hardware, world, place, cache), folder
 
 

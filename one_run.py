@@ -10,6 +10,7 @@ import torch
 
 from avatarl.build import build_objective
 from avatarl.ngram_ladder import ngram_ladder
+from bootstrap.build import build_bootstrap
 from config import Config, require
 from data.critic_cache import CriticCache
 from data.prepare import Dataset
@@ -22,6 +23,7 @@ from training.checkpoint import TrainState
 from training.distributed import World
 from training.hardware import Hardware, describe, git_state, peak_memory_gb, prepare_model, versions
 from training.optim import build_optimizers
+from training.parallel import shard
 from training.plan import announce
 from training.record import Recorder, start_wandb
 from training.run_folder import load_run, trim_metrics, trim_samples
@@ -35,9 +37,18 @@ def make_objective(
     With a cache of what they think, none of them is loaded.
     """
     torch.manual_seed(config.run.seed)
-    student = prepare_model(GPT(config.model, dataset.tokenizer.vocab_size), hardware)
+    model = GPT(config.model, dataset.tokenizer.vocab_size)
+    student = prepare_model(model, hardware, all_there=config.run.parallel != "fsdp")
+    if config.train.objective == "bootstrap":
+        return build_bootstrap(student, config, dataset.train, characters_of(dataset), hardware.autocast)
     frozen = [] if cache is not None else load_critics(critics, dataset, hardware)
     return build_objective(student, config, dataset.train, frozen, hardware.autocast, cache)
+
+
+def characters_of(dataset: Dataset) -> list[str] | None:
+    """What every token stands for, where tokens are characters."""
+    tokenizer = dataset.tokenizer
+    return [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)] if tokenizer.kind == "char" else None
 
 
 def load_critics(critics: list[Path], dataset: Dataset, hardware: Hardware) -> list[GPT]:
@@ -104,6 +115,8 @@ def train_in(
     cache: CriticCache | None = None,
 ) -> int:
     """Train the run in `folder`, from scratch or from the checkpoint `place`; returns the exit code."""
+    if config.run.parallel == "fsdp":
+        shard(objective, world, hardware.device)
     optimizers = build_optimizers(objective, config.optim, hardware.dtype)
     state = checkpoints.load(place, objective, optimizers) if place else TrainState()
     if world.first:
@@ -135,22 +148,26 @@ def ladder_of(folder: Path, config: Config, dataset: Dataset) -> str:
     return "  ".join(f"{r['context']}: {r['ce']:.3f} ({r['accuracy']:.1%})" for r in rungs)
 
 
+def write_result(job: Job) -> None:
+    """Write result.json: the run is complete."""
+    state = job.state
+    result = {
+        "steps": state.step,
+        "tokens": state.step * job.tokens_per_step,
+        "seconds": state.seconds,
+        "val_ce": state.val_ce,
+        "best_val_ce": state.best_ce,
+        "skipped_steps": state.bad_steps,
+        "peak_memory_gb": peak_memory_gb(job.hardware.device),
+    }
+    write_json(job.folder / "result.json", result)
+
+
 def finish(job: Job, code: int) -> None:
     """Leave the folder complete: result.json for a whole run, the report for any."""
     folder, state = job.folder, job.state
     if code == 0:
-        write_json(
-            folder / "result.json",
-            {
-                "steps": state.step,
-                "tokens": state.step * job.tokens_per_step,
-                "seconds": state.seconds,
-                "val_ce": state.val_ce,
-                "best_val_ce": state.best_ce,
-                "skipped_steps": state.bad_steps,
-                "peak_memory_gb": peak_memory_gb(job.hardware.device),
-            },
-        )
+        write_result(job)
     try:
         page = write_report([folder], folder / "report.html")
         print(f"report: {page}")

@@ -8,13 +8,13 @@ knows no objective by name (see Objective), writes only into the run's folder, a
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim import Optimizer
 
 from config import Config
@@ -30,6 +30,7 @@ from training.evaluation import evaluate
 from training.finite import BadSteps, finite_everywhere, step_where
 from training.hardware import Hardware, matmul_peak, peak_memory_gb, synchronise
 from training.optim import clip_gradients, lr_share, set_lr
+from training.parallel import backward_of, gathered, is_sharded, wrapped
 from training.record import Recorder
 from training.run_folder import append_sample
 from training.signals import StopRequest, stop_on_signals
@@ -57,6 +58,39 @@ class Objective(Protocol):
         """Matrix-product FLOPs that a training step spends on one token."""
 
 
+class Seen(Protocol):
+    """What a monitor makes of a line of metrics."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Added to the line."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Printed above the bar, each with its step."""
+
+    @property
+    def shown(self) -> str:
+        """Its state in a word or two, for the bar."""
+
+
+class Monitor(Protocol):
+    """Watches what a run measures; an objective that has one keeps it as `monitor`, in its own state dict."""
+
+    def observe(self, line: Mapping[str, float]) -> Seen:
+        """Take in a finished line of metrics, the same on every process."""
+
+
+class Companion(Protocol):
+    """Something that works on the student between optimiser steps, and travels in its checkpoints."""
+
+    def after_step(self, job: "Job") -> None:
+        """Called after every optimiser step; its time counts as training."""
+
+    def save(self, folder: Path) -> None:
+        """Write what it needs to continue into a folder of the checkpoint that is being written."""
+
+
 class RunFailed(RuntimeError):
     """Training cannot go on. The message names the step and the last good checkpoint."""
 
@@ -76,22 +110,22 @@ class Job:
     state: TrainState = field(default_factory=TrainState)
     cache: CriticCache | None = None
     """What a cached critic thinks of the training windows."""
+    companion: Companion | None = None
+    """What works on the student between the steps."""
+    until: int | None = None
+    """Stop after this step; schedules still run to train.steps. None: train.steps."""
 
     def __post_init__(self) -> None:
-        module: nn.Module = self.objective
-        if self.world.size > 1:
-            ids = [self.hardware.device.index] if self.hardware.device.type == "cuda" else None
-            module = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
-        self.module = module
+        self.module = wrapped(self.objective, self.world, self.hardware.device)
         self.bad_steps = BadSteps(self.hardware.device, self.state.bad_in_a_row, self.state.bad_steps)
-        train, model = self.config.train, self.config.model
+        train = self.config.train
         self.batches = TrainingBatches(
-            self.dataset.train, model.block_size, train.batch_size, self.config.run.seed, cache=self.cache
+            self.dataset.train, self.config.row_length, train.batch_size, self.config.run.seed, cache=self.cache
         )
         share = train.batch_size // self.world.size
         begin, micro = self.world.rank * share, share // train.grad_accum
         self.slices = [(begin + i * micro, begin + (i + 1) * micro) for i in range(train.grad_accum)]
-        self.tokens_per_step = train.batch_size * model.block_size
+        self.tokens_per_step = train.batch_size * self.config.row_length
 
 
 def fit(job: Job) -> int:
@@ -100,24 +134,26 @@ def fit(job: Job) -> int:
     Raises RunFailed after `train.max_bad_steps` steps in a row that were not finite.
     """
     config, state = job.config, job.state
-    steps = config.train.steps
-    meter = Meter(job)
+    steps = config.train.steps if job.until is None else job.until
+    further, meter = config.eval.further_steps, Meter(job)
     batches = prefetch(job.batches, range(state.step, steps), job.slices, job.hardware.device)
     with stop_on_signals() as stop, contextlib.closing(batches):
         if state.step == 0:
             measure_validation(job)
         while state.step < steps:
-            share = lr_share(state.step, steps, config.optim)
+            share = lr_share(state.step, config.train.steps, config.optim)
             set_lr(job.optimizers, share)
             micros = [next(batches) for _ in job.slices]
             due = is_every(config.log.every, state.step + 1) or state.step + 1 == steps
             last = state.step + 1 == steps
-            evaluating = last or is_every(config.eval.every, state.step + 1)
+            evaluating = last or is_every(config.eval.every, state.step + 1) or state.step + 1 in further
             saving = last or is_every(config.train.checkpoint_every, state.step + 1)
             waiting = due or evaluating or saving
             with meter.running():
                 loss, norm, metrics = learn(job, micros, measure=due)
                 job.objective.after_step(state.step)
+                if job.companion is not None:
+                    job.companion.after_step(job)
                 if waiting:  # so that the time of queued kernels counts as training
                     synchronise(job.hardware.device)
             if waiting or job.hardware.device.type == "cpu":
@@ -129,7 +165,7 @@ def fit(job: Job) -> int:
             if stopping or saving:
                 check_finite(job)
                 save(job)
-            if stopping and not last:
+            if stopping and (not last or job.until is not None):
                 return stop_code(stop)
     return 0
 
@@ -158,7 +194,7 @@ def learn(job: Job, micros: list[Batch], measure: bool) -> tuple[Tensor, Tensor,
         losses = []
         for i, (micro, rollout) in enumerate(zip(micros, rollouts, strict=True)):
             last = i == len(micros) - 1
-            with contextlib.nullcontext() if last or job.world.size == 1 else job.module.no_sync():  # type: ignore[operator]
+            with backward_of(job.module, last):
                 with job.hardware.autocast():
                     loss, metrics = job.module(micro, state.step, rollout, measure and epoch == 0)
                 (loss / len(micros)).backward()
@@ -204,7 +240,7 @@ def measure_validation(job: Job) -> None:
         job.dataset.val, config.model.block_size, config.eval.batch_size, world.rank, world.size
     )
     student = job.objective.student
-    tally = evaluate(student, windows, job.hardware, bins=config.eval.ece_bins)
+    tally = gathered(job.objective, evaluate, student, windows, job.hardware, bins=config.eval.ece_bins)
     metrics = tally.metrics(job.dataset.val_bytes)
     state.val_ce, state.val_step = metrics["val/ce"], state.step
     job.recorder.write(
@@ -219,29 +255,38 @@ def measure_validation(job: Job) -> None:
         f"step {state.step:>6}  val CE {metrics['val/ce']:.4f}  ppl {metrics['val/ppl']:.2f}  "
         f"bpb {metrics['val/bpb']:.3f}  accuracy {metrics['val/accuracy']:.1%}  ECE {metrics['val/ece']:.3f}"
     )
-    if world.first and config.eval.sample_tokens:
+    if config.eval.sample_tokens and (world.first or is_sharded(job.objective)):
         write_sample(job)
 
 
 def write_sample(job: Job) -> None:
-    """Append a sample of the student's text to samples.txt, drawn with the run's own seed."""
+    """Append a sample of the student's text to samples.txt, drawn with the run's own seed.
+
+    Of a sharded student all processes draw it, to full length: whose rounding differs must not stop before others.
+    """
     config, dataset = job.config, job.dataset
     prompt = [int(i) for i in dataset.tokenizer.encode(config.eval.prompt)]
-    (tokens,) = generate(
+    end = dataset.tokenizer.end_of_text
+    (tokens,) = gathered(
+        job.objective,
+        generate,
         job.objective.student,
         [prompt],
         config.eval.sample_tokens,
         temperature=0.8,
         seed=config.run.seed,
-        end_of_text=dataset.tokenizer.end_of_text,
+        end_of_text=None if is_sharded(job.objective) else end,
     )
-    append_sample(job.folder / "samples.txt", job.state.step, dataset.tokenizer.decode(tokens))
+    tokens = tokens[: tokens.index(end)] if end in tokens else tokens
+    if job.world.first:
+        append_sample(job.folder / "samples.txt", job.state.step, dataset.tokenizer.decode(tokens))
 
 
 def save(job: Job) -> None:
     """Write a checkpoint of the present step."""
     folder, keep = job.folder / "checkpoints", job.config.train.keep
-    checkpoints.save(folder, job.objective, job.optimizers, job.state, job.world, keep=keep)
+    beside = None if job.companion is None else job.companion.save
+    checkpoints.save(folder, job.objective, job.optimizers, job.state, job.world, keep=keep, beside=beside)
 
 
 class Meter:
@@ -278,6 +323,12 @@ class Meter:
             "train/utilisation": rate * job.objective.flops_per_token() / self._peak,
             "train/peak_memory_gb": peak_memory_gb(job.hardware.device),
         }
+        if hasattr(job.objective, "rates"):  # what an objective counts besides tokens
+            line |= job.objective.rates(rate)
+        monitor: Monitor | None = getattr(job.objective, "monitor", None)
+        seen = None if monitor is None else monitor.observe(line)
+        if seen is not None:
+            line |= seen.metrics
         state = job.state
         head = {
             "step": state.step,
@@ -287,6 +338,10 @@ class Meter:
         }
         job.recorder.write(head | line)
         shown = {"loss": f"{line['train/loss']:.3f}", "tok/s": f"{rate:,.0f}"}
+        if seen is not None:
+            shown["health"] = seen.shown
+            for warning in seen.warnings:
+                job.recorder.warn(f"step {state.step}: {warning}")
         if "train/reward" in line:
             shown["reward"] = f"{line['train/reward']:.3f}"
         if state.val_ce is not None and math.isfinite(state.val_ce):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from config import (
+    PRESETS,
     Config,
     ConfigError,
     CriticConfig,
@@ -24,7 +25,6 @@ from config import (
     parse_schedule,
     preset,
 )
-from presets import PRESETS
 
 GROUPS = typing.get_type_hints(Config)
 INFINITE = float("inf")

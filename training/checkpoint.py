@@ -14,6 +14,7 @@ import shutil
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from config import ConfigError
 from files import sync_folder, write_atomic, write_json
 from model import GPT
 from training.distributed import World, barrier
+from training.parallel import cut_like, whole
 
 WEIGHTS = "model.safetensors"
 
@@ -79,15 +81,18 @@ def save(
     world: World,
     *,
     keep: int,
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint of `state.step` below `folder`, move `latest` and `best`, drop what is too old.
+
+    `beside` may write more files into its folder, which are checked like the others.
 
     All processes call it. Returns the checkpoint's folder. Raises RuntimeError when it cannot be written; what
     stood before then stands as before.
     """
     target = folder / checkpoint_name(state.step)
     try:
-        _write(folder, target, objective, optimizers, state, world, keep)
+        _write(folder, target, objective, optimizers, state, world, keep, beside)
     except (Exception, CheckpointException) as error:
         shutil.rmtree(folder / f".{target.name}", ignore_errors=True)
         raise RuntimeError(
@@ -105,6 +110,7 @@ def _write(
     state: TrainState,
     world: World,
     keep: int,
+    beside: Callable[[Path], None] | None,
 ) -> None:
     temporary = folder / f".{target.name}"
     if world.first:
@@ -120,9 +126,15 @@ def _write(
     improved = measured and (state.best_ce is None or state.val_ce < state.best_ce)  # type: ignore[operator]
     if improved:
         state.best_ce = state.val_ce
+    weights = {}
+    for name, tensor in objective.student.state_dict().items():  # type: ignore[union-attr,operator]
+        full = whole(tensor.detach())  # of a sharded student: a collective call, one tensor at a time
+        if world.first:
+            weights[name] = full.cpu().contiguous()
     if world.first:
-        weights = {k: v.detach().cpu().contiguous() for k, v in objective.student.state_dict().items()}  # type: ignore[union-attr,operator]
         save_file(weights, temporary / WEIGHTS)
+        if beside is not None:
+            beside(temporary)
         files = {str(p.relative_to(temporary)): p for p in temporary.rglob("*") if p.is_file()}
         sizes = {name: p.stat().st_size for name, p in files.items()}
         sums = {name: checksum(p) for name, p in files.items()}
@@ -222,7 +234,9 @@ def find(folder: Path, which: str = "latest") -> Path:
 def load_weights(checkpoint: Path, model: GPT) -> None:
     """Put a checkpoint's weights into `model`. Raises BrokenCheckpoint when they cannot be read or don't fit."""
     try:
-        model.load_state_dict(load_file(checkpoint / WEIGHTS))
+        like = model.state_dict()
+        stored = load_file(checkpoint / WEIGHTS)
+        model.load_state_dict({k: cut_like(v, like[k]) if k in like else v for k, v in stored.items()})
     except Exception as error:  # safetensors raises its own kinds; all mean the same to the user
         raise BrokenCheckpoint(f"{checkpoint / WEIGHTS}: cannot be loaded ({first_line(error)})") from None
 

@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+
+from training.rendezvous import meet, torchruns_store
 
 Result = TypeVar("Result")
 
@@ -47,7 +50,13 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         yield
         return
     # gloo stands beside nccl so that flags and sums on the host need no GPU.
-    dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo")
+    backends = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    store = torchruns_store()
+    if store is None:
+        dist.init_process_group(backends)
+    else:
+        ours = meet(store, world.rank, world.size)
+        dist.init_process_group(backends, store=ours, rank=world.rank, world_size=world.size)
     try:
         yield
     finally:
@@ -68,6 +77,34 @@ def any_rank(flag: bool) -> bool:
     votes = torch.tensor(float(flag))
     dist.all_reduce(votes)
     return bool(votes > 0)
+
+
+def from_all(world: World, mine: Result) -> list[Result]:
+    """What every process gives, in the order of their ranks, on every process."""
+    if world.size == 1:
+        return [mine]
+    box: list[Any] = [None] * world.size
+    dist.all_gather_object(box, mine)
+    return box
+
+
+def shared_out(items: Tensor, work: Callable[[Tensor], Tensor], turn: int = 0) -> Tensor:
+    """work(items) for `work` that keeps the shape of items (M, …) and treats each alone; processes share the items.
+
+    Item i is done by process i + `turn`, and sent to all: so all have the same bits, and several calls with turns
+    of their own even out.
+    """
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size == 1:
+        return work(items)
+    first = (dist.get_rank() - turn) % size
+    each = -(-len(items) // size)
+    made = work(items[first::size])
+    made = F.pad(made.contiguous(), (0, 0) * (items.ndim - 1) + (0, each - len(made)))  # (each, …)
+    found = made.new_empty(size, *made.shape)
+    dist.all_gather(list(found), made)
+    in_turn = found.roll(-turn, 0)
+    return in_turn.transpose(0, 1).flatten(0, 1)[: len(items)]
 
 
 def from_first(world: World, make: Callable[[], Result]) -> Result:

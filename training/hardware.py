@@ -113,9 +113,15 @@ def choose(run: RunConfig, local_rank: int = 0, local_world: int = 1) -> Hardwar
     return Hardware(device, dtype, compiled, attention, tuple(notes))
 
 
-def prepare_model(model: GPT, hardware: Hardware) -> GPT:
-    """The model on its device, with the chosen attention and, where it pays, compiled up to the head."""
-    model.to(hardware.device)
+def prepare_model(model: GPT, hardware: Hardware, *, all_there: bool = True) -> GPT:
+    """The model on its device, with the chosen attention and, where it pays, compiled up to the head.
+
+    Unless it is to be `all_there`, its blocks stay where they are, until they are sharded.
+    """
+    for name, part in model.named_children():
+        if all_there or name != "blocks":
+            part.to(hardware.device)
+    model.rotary = None if model.rotary is None else model.rotary.to(hardware.device)
     model.use_attention(hardware.attention)
     if hardware.compile:
         model.compile_hidden()

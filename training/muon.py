@@ -3,13 +3,21 @@
 torch.optim.Muon orthogonalises in bfloat16, one matrix at a time. In bfloat16 the sign of a rounding error decides
 the last digits of an update, so a float32 run would depend on how its batch was split among processes; and a small
 model spends its time on calls, not on products. Everything else (momentum, decay, rates) is torch's.
+
+On many processes each orthogonalises some of the matrices and sends them to the others, because the work does not
+shrink with the batch. Where FSDP2 has cut the matrices into rows, whole ones are put together for that alone.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from training.distributed import shared_out
 
 # Newton-Schulz quintic with a steep slope at 0 (Jordan et al., 2024): singular values end near 1, not at it.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -25,6 +33,28 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT  # (M, short, short)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def own_rows(matrix: Tensor) -> Tensor:
+    """The rows of a sharded matrix that this process holds, or a whole matrix as it is; no copy."""
+    return matrix.to_local() if isinstance(matrix, DTensor) else matrix
+
+
+def of_whole(rows: Tensor, like: DTensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """work on whole matrices (m, rows, columns), given this process's rows of M matrices that are cut as `like` is.
+
+    Rows are exchanged for whole matrices, which the processes share, and back: (M, own rows, columns) both ways.
+    """
+    shape = torch.Size((len(rows), *like.shape))
+    by_rows = DTensor.from_local(rows, like.device_mesh, [Shard(1)], shape=shape, stride=contiguous(shape))
+    mine = by_rows.redistribute(placements=[Shard(0)]).to_local()
+    made = DTensor.from_local(work(mine), like.device_mesh, [Shard(0)], shape=shape, stride=contiguous(shape))
+    return made.redistribute(placements=[Shard(1)]).to_local()
+
+
+def contiguous(shape: torch.Size) -> tuple[int, ...]:
+    """Strides of a contiguous (M, rows, columns)."""
+    return shape[1] * shape[2], shape[2], 1
 
 
 class Muon(torch.optim.Muon):
@@ -43,19 +73,26 @@ class Muon(torch.optim.Muon):
             for p in group["params"]:
                 if p.grad is not None:
                     stacks[p.shape].append(p)
+            turn = 0
             for shape, parameters in stacks.items():
-                self._update(parameters, group, max(1.0, shape[0] / shape[1]) ** 0.5)
+                self._update(parameters, group, max(1.0, shape[0] / shape[1]) ** 0.5, turn)
+                turn += len(parameters)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any], ratio: float) -> None:
-        """Update matrices of one shape; the rate is multiplied by `ratio`, torch's default adjustment."""
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], ratio: float, turn: int) -> None:
+        """Update matrices of one shape; the rate is multiplied by `ratio`, torch's default adjustment.
+
+        `turn`: whose turn among the processes it is to begin.
+        """
         momenta = []
         for p in parameters:
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
             momenta.append(state["momentum_buffer"])
+        like = parameters[0]
         gradients = [p.grad for p in parameters if p.grad is not None]
+        parameters, momenta, gradients = (list(map(own_rows, some)) for some in (parameters, momenta, gradients))
         rate, decay = group["lr"] * ratio, group["lr"] * group["weight_decay"]
         bad = getattr(self, "found_inf", None)
         if bad is not None:  # momentum that meets itself stays; the update is multiplied by 0
@@ -63,6 +100,9 @@ class Muon(torch.optim.Muon):
             rate, decay = rate * (1 - bad), decay * (1 - bad)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        updates = orthogonalize(torch.stack(list(ahead)), group["ns_steps"], self.dtype).float()
+        orthogonal = partial(orthogonalize, steps=group["ns_steps"], dtype=self.dtype)
+        stack = torch.stack(list(ahead))  # (M, rows, columns), or this process's rows of each
+        updates = of_whole(stack, like, orthogonal) if isinstance(like, DTensor) else shared_out(stack, orthogonal, turn)
+        updates = updates.float()
         torch._foreach_mul_(parameters, 1 - decay)
         torch._foreach_add_(parameters, list(updates.mul_(-rate).unbind()))

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from config import OptimConfig
 from training.muon import Muon
+from training.parallel import whole
 
 
 def lr_share(step: int, steps: int, config: OptimConfig) -> float:
@@ -66,4 +67,4 @@ def set_lr(optimizers: list[Optimizer], share: float) -> None:
 def clip_gradients(module: nn.Module, limit: float) -> Tensor:
     """Scale gradients down to a global norm of `limit` (0: leave them); returns the norm before, a 0-d tensor."""
     parameters = [p for p in module.parameters() if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf))

@@ -39,7 +39,7 @@ def announce(
     folder: Any,
 ) -> None:
     """Print what is derived from the settings, so that a wrong run can be stopped in its first second."""
-    per_step = config.train.batch_size * config.model.block_size
+    per_step = config.train.batch_size * config.row_length
     tokens = per_step * config.train.steps
     judge = f", critic: {config.critic.kind}" if config.train.objective == "avatarl" else ""
     processes = f" on {world.size} processes" if world.size > 1 else ""

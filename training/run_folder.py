@@ -41,6 +41,11 @@ def new_run_folder(out_dir: str, name: str) -> Path:
             ) from None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run in `folder` got as far as a checkpoint, whole or not, and can be read again."""
+    return bool(checkpoints.stored(folder / "checkpoints")) and (folder / "config.json").is_file()
+
+
 def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     """A run's Config, and the whole of its config.json. Raises ConfigError for a folder that is no run."""
     path = folder / "config.json"
