@@ -54,7 +54,7 @@ def parse_schedule(text: str, name: str) -> tuple[tuple[float, float], ...]:
     return tuple(knots)
 
 
-JUDGES = ("model", "ngram", "mixed", "self")
+JUDGES = ("model", "ngram", "mixed", "suffix", "self")
 
 
 def parse_members(text: str, name: str) -> dict[str, float]:

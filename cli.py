@@ -52,7 +52,8 @@ def refusal(error: BaseException) -> ConfigError | None:
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     """Call main(arguments) and exit with what it returns, None being 0.
 
-    Whoever closes our output early (`| head`) has seen enough: 0.
+    Whoever closes our output early (`| head`) has seen enough: 0. An error that says `leave_at_once` ends the process
+    before anything is freed.
     """
     try:
         code = main(sys.argv[1:]) or 0
@@ -64,6 +65,10 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
         code = 0
     except (RuntimeError, OSError) as error:
         code = report(error, 1)
+        if getattr(error, "leave_at_once", False):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

@@ -152,9 +152,10 @@ class ModelConfig:
 class CriticConfig:
     """Who judges the alternatives (DESIGN section 3, Critics)."""
 
-    kind: Literal["model", "ngram", "mixed", "self", "ensemble"] = "model"
+    kind: Literal["model", "ngram", "mixed", "suffix", "self", "ensemble"] = "model"
     """model: a frozen GPT; ngram: interpolated counts of the training text; mixed: all context lengths as a product
-    of experts (small vocabularies, the best judge); self: the student's own past or a twin; ensemble: several."""
+    of experts (small vocabularies); suffix: the same blended along a suffix array (any vocabulary); self: the
+    student's own past or a twin; ensemble: several."""
     ensemble: str = "mixed:0.5,self:0.5"
     """ensemble: whose probabilities are multiplied, each to the power of its weight, as kind:weight,kind:weight."""
     run: str = ""
@@ -167,10 +168,12 @@ class CriticConfig:
     """ngram: longest context in tokens (1 = bigram)."""
     mixed_context: int = 8
     """mixed: longest context in tokens."""
+    suffix_context: int = 16
+    """suffix: longest context in tokens."""
     ngram_discount: float = 0.75
     """ngram: absolute discount d, in (0, 1)."""
     leave_one_out: bool = True
-    """ngram, mixed: take a training position's own occurrence out of the counts it is judged by."""
+    """ngram, mixed, suffix: take a training position's own occurrence out of the counts it is judged by."""
     past: Literal["ema", "ring", "twin"] = "ema"
     """self: a moving average of the student, a ring of its snapshots, or a twin trained beside it."""
     ema_decay: float = 0.999
@@ -197,10 +200,11 @@ class CriticConfig:
             not self.cache or "self" not in members,
             "critic.cache",
             self.cache,
-            "the student's past changes while it trains; use --critic.kind model, ngram or mixed",
+            "the student's past changes while it trains; use --critic.kind model, ngram, mixed or suffix",
         )
         require(self.cache_top >= 0, "critic.cache-top", self.cache_top, "use 0 (twice method.top-k) or more tokens")
         require(1 <= self.mixed_context <= 16, "critic.mixed-context", self.mixed_context, "use 1 to 16 tokens")
+        require(self.suffix_context >= 1, "critic.suffix-context", self.suffix_context, "use 1 token or more")
         require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
         require(
             0 < self.ngram_discount < 1,

@@ -164,6 +164,7 @@ def decisive_fields(critic: CriticConfig) -> set[str]:
     of_kind = {
         "ngram": {"ngram_context", "ngram_discount", "leave_one_out"},
         "mixed": {"mixed_context", "leave_one_out"},
+        "suffix": {"suffix_context", "leave_one_out"},
     }
     fields = {"ensemble"} if critic.kind == "ensemble" else set()
     return fields.union(*(of_kind.get(kind, set()) for kind in critic.members))

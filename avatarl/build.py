@@ -8,6 +8,7 @@ from avatarl.critics import Autocast, Critic, CrossFitCritic, EnsembleCritic, Mo
 from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
 from avatarl.objective import AvataRL, CrossEntropy
+from avatarl.suffixes import SuffixCritic
 from config import Config, require
 from data.critic_cache import CriticCache
 from model import GPT
@@ -59,6 +60,10 @@ def one_critic(
             leave_one_out=c.leave_one_out,
             remember=config.method.context == "gold",
             device=device,
+        )
+    if kind == "suffix":
+        return SuffixCritic(
+            train, vocab_size, max_context=c.suffix_context, leave_one_out=c.leave_one_out, device=device
         )
     critics = [ModelCritic(m, vocab_size, config.model.block_size, autocast) for m in frozen]
     if len(critics) == 1:

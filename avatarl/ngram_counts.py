@@ -83,3 +83,11 @@ def checked_stream(stream: Stream, vocab_size: int, discount: float, least: int)
     fix = f"outside the vocabulary of {vocab_size}; use the tokenizer that encoded the text"
     require(low >= 0 and high < vocab_size, "ids of the n-gram text", f"{low} to {high}", fix)
     return ids
+
+
+def checked_text(stream: Stream, vocab_size: int, discount: float, least: int) -> np.ndarray:
+    """As `checked_stream`, and ConfigError for a text of one distinct token, which has nothing to teach."""
+    ids = checked_stream(stream, vocab_size, discount, least=max(least, 2))
+    fix = "every token is the same, so there is nothing to learn; use another corpus"
+    require(bool((ids != ids[0]).any()), "different tokens in the training text", 1, fix)
+    return ids

@@ -8,11 +8,12 @@ import torch
 from avatarl.critics import Autocast, PastCritic
 from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
+from avatarl.ngram_counts import checked_text
+from avatarl.suffixes import SuffixCritic
 from bootstrap.curriculum import Curriculum, StageStatistics
-from bootstrap.ngrams import NgramTables, checked_text, load_tables
+from bootstrap.ngrams import NgramTables, load_tables
 from bootstrap.objective import Bootstrap
 from bootstrap.rewards import FullCritic
-from bootstrap.suffixes import SuffixCritic
 from config import Config, require
 from data import corpora
 from model import GPT

@@ -36,9 +36,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avatarl.ngram_counts import Stream
+from avatarl.ngram_counts import Stream, checked_text
 from avatarl.ngram_index import KeyIndex
-from bootstrap.ngrams import NgramTables, checked_text
+from bootstrap.ngrams import NgramTables
 from bootstrap.patterns import Alphabet, pattern_states, punctuation_states, word_states
 from checks import require
 

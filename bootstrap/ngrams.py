@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from avatarl.ngram_counts import Level, Stream, checked_stream, count_levels, interpolate
+from avatarl.ngram_counts import Level, Stream, checked_text, count_levels, interpolate
 from avatarl.ngram_index import look_up
 from checks import require
 
@@ -52,14 +52,6 @@ def check_tables(vocab_size: int, longest: int) -> None:
         f"with {vocab_size:,} tokens they would hold {entries:,} probabilities, and the limit is {TABLE_LIMIT:,}; "
         f"{shorter}the suffix array (bootstrap/suffixes.py), which takes any vocabulary and any length",
     )
-
-
-def checked_text(tokens: Stream, vocab_size: int, discount: float, least: int) -> np.ndarray:
-    """The text as (L,) int64; ConfigError for a bad id or discount, too few tokens, or nothing to learn."""
-    ids = checked_stream(tokens, vocab_size, discount, least=max(least, 2))
-    fix = "every token is the same, so there is nothing to learn; use another corpus"
-    require(bool((ids != ids[0]).any()), "different tokens in the training text", 1, fix)
-    return ids
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     python -m experiments.judges
     python -m experiments.judges --share 0.1        built from the first tenth of the training split alone
 
-Absolute discounting (--critic.kind ngram) and the mixed critic (--critic.kind mixed) for several context lengths; of
-the mixed critic also its longest expert alone, which is interpolation with three discounts. Writes
+Absolute discounting (--critic.kind ngram), the mixed critic (mixed) and the suffix array's (suffix) for several context
+lengths; of the mixed critic also its longest expert alone, which is interpolation with three discounts. Writes
 results/judges/table.md. A judge that knows more is not yet a better teacher: experiments/compare.py says that.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
+from avatarl.suffixes import SuffixCritic
 from cli import parse, run_main
 from config import DataConfig, require
 from data.prepare import prepare
@@ -43,6 +44,8 @@ class Settings:
     """Longest contexts of absolute discounting, in characters."""
     mixed_contexts: tuple[int, ...] = (4, 6, 8, 10)
     """Longest contexts of the mixed critic."""
+    suffix_contexts: tuple[int, ...] = (4, 8, 16, 32)
+    """Longest contexts of the suffix array's critic."""
     out: Path = ROOT / "results" / "judges"
     """Folder of the table."""
 
@@ -107,6 +110,13 @@ def judged(settings: Settings) -> list[Judged]:
         print(rows[-1], flush=True)
         product = lambda t, p, c=critic: c.opinion(t, p).full()  # noqa: E731
         rows.append(measure(f"mixed, 0 to {context}", product, train, val, context, seconds))
+        print(rows[-1], flush=True)
+    for context in settings.suffix_contexts:
+        begin = time.perf_counter()
+        chain = SuffixCritic(train, vocab_size, max_context=context)
+        seconds = time.perf_counter() - begin
+        blend = lambda t, p, c=chain: c.opinion(t, p).full()  # noqa: E731
+        rows.append(measure(f"suffix array, up to {context}", blend, train, val, context, seconds))
         print(rows[-1], flush=True)
     return rows
 

@@ -12,6 +12,7 @@ import torch
 
 from avatarl.mixed import MEMORY_BYTES
 from avatarl.objective import CHUNK_ELEMENTS
+from avatarl.suffixes import COUNT_ENTRIES, LEAST_STRIDE, tokens_per_key
 from bootstrap.rollouts import passes_per_token
 from config import Config, critic_preset, override, preset
 from data.batches import window_count
@@ -211,6 +212,8 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
         weights += 4.0 * critic_count(config) * critic_model(config).parameter_count()
     if avatarl and "mixed" in c.members and not c.cache:
         weights += mixed_bytes(int(split_tokens(config)[0] or 0), work.vocab_size)
+    if avatarl and "suffix" in c.members and not c.cache:
+        weights += suffix_bytes(int(split_tokens(config)[0] or 0), work.vocab_size, c.suffix_context)
     positions = max(1, work.micro_batch // world) * config.row_length
     logits = positions * work.vocab_size
     if saved is None:
@@ -230,6 +233,12 @@ def mixed_bytes(tokens: int, vocab_size: int) -> float:
     """
     remembered = 2.0 * tokens * vocab_size
     return 160.0 * tokens + (remembered if remembered <= MEMORY_BYTES else 0.0)
+
+
+def suffix_bytes(tokens: int, vocab_size: int, context: int) -> float:
+    """What a suffix array of `tokens` tokens holds: places, ranks and followers, keys of contexts, running counts."""
+    keys = 8.0 * math.ceil(context / tokens_per_key(vocab_size))
+    return tokens * (12.0 + keys) + 4.0 * min(COUNT_ENTRIES, tokens * vocab_size / LEAST_STRIDE)
 
 
 def evaluated_rows(config: Config) -> int:

@@ -45,7 +45,11 @@ def world_from_environment() -> World:
 
 @contextlib.contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the process group of `world` for the duration of the block; nothing for a world of one."""
+    """Join the process group of `world` for the duration of the block; nothing for a world of one.
+
+    An error of the machinery, such as that of a partner that died, is marked `leave_at_once`: to free what still
+    waits for that partner would mean to wait for ever, and torchrun would not see that this process failed.
+    """
     if world.size == 1:
         yield
         return
@@ -59,8 +63,13 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         dist.init_process_group(backends, store=ours, rank=world.rank, world_size=world.size)
     try:
         yield
-    finally:
+    except (RuntimeError, OSError) as error:
+        error.leave_at_once = True  # type: ignore[union-attr]
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -374,6 +374,7 @@ def built(config: Config, frozen: list[GPT] | None = None) -> Any:
         ({"kind": "self", "past": "ring"}, 0),
         ({"kind": "self", "past": "twin"}, 0),
         ({"kind": "mixed", "mixed_context": 2}, 0),
+        ({"kind": "suffix", "suffix_context": 4}, 0),
         ({"kind": "ensemble", "ensemble": "mixed:0.5,model:1,self:0.25", "mixed_context": 2}, 1),
         ({"kind": "ensemble", "ensemble": "ngram:1,self:1", "past": "ring"}, 0),
     ],

@@ -3,10 +3,14 @@
 That two processes give the curve of one is tested in test_train_core.py.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
 
+from tests.tiny_train import ROOT, environment
 from training.distributed import World, all_sum, any_rank, barrier, from_first, process_group, world_from_environment
 
 
@@ -55,3 +59,35 @@ def test_what_the_first_makes_or_raises_reaches_all(group):
         from_first(two, lambda: (_ for _ in ()).throw(ValueError("no corpus")))
     assert from_first(World(rank=1, size=2), lambda: 1 / 0) is None  # only the first makes anything
     assert any_rank(True) and not any_rank(False)
+
+
+STUCK = """
+import time
+from cli import run_main
+from training.distributed import World, process_group
+
+class Waits:
+    def __del__(self):
+        print("freed", flush=True)
+        time.sleep(60)
+
+def main(words):
+    with process_group(World(size=2), torch.device("cpu")):
+        held = Waits()
+        print("begun")
+        raise RuntimeError("connection reset by peer")
+
+import torch, torch.distributed as dist
+dist.init_process_group = lambda backend: None
+run_main(main)
+"""
+
+
+def test_a_process_that_lost_its_partner_leaves_at_once():
+    """Catches a worker that reports its error and then waits for ever to free what waits for the dead one."""
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=50,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "begun\n")
+    assert done.stderr == "error: connection reset by peer\n"

@@ -16,8 +16,8 @@ import pytest
 from tests.processes import Torchrun, free_port, on, words
 from tests.test_train_core import COMPARED
 from tests.tiny_train import before_step, crash, here, lines, same, trained, weights
-from training.elastic import RECORD, begun, sign, signed, torchrun_name, torchruns
 from training.distributed import World
+from training.elastic import RECORD, begun, sign, signed, torchrun_name, torchruns
 
 RUN = Path("runs/run")
 LENGTH: dict[str, Any] = {"train_steps": 150, "eval_every": 50, "train_checkpoint_every": 10, "log_every": 1}

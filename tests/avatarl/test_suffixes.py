@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootstrap import suffixes
-from bootstrap.suffixes import NO_TOKEN, SuffixCritic, SuffixStatistics, contexts_of
+from avatarl import suffixes
+from avatarl.suffixes import NO_TOKEN, SuffixCritic, SuffixStatistics, contexts_of
 from config import ConfigError
 
 SPREAD = 9_362  # ids of a few tokens spread over 65,536: three of them fill a key

@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from avatarl.action_space import top_ids
-from avatarl.ngram_counts import Stream
+from avatarl.ngram_counts import Stream, checked_text
 from avatarl.ngram_index import look_up
-from bootstrap.ngrams import checked_text
 from checks import ConfigError, require
 
 COUNT_ENTRIES = 2**26  # running counts kept: 256 MB of int32 at most
@@ -231,7 +230,7 @@ class SuffixCritic:
 
     Witten and Bell's (1991) estimate for λ = 1, which trusts a context the more, the fewer different tokens followed
     it. That believes long contexts far too soon: the default λ is the one with the best leave-one-out likelihood on
-    tinyshakespeare (compared in tests/bootstrap/test_suffixes.py). Contexts of up to `max_context` tokens, of the
+    tinyshakespeare (compared in tests/avatarl/test_suffixes.py). Contexts of up to `max_context` tokens, of the
     window alone. Raises ConfigError for an unusable text or setting.
     """
 
