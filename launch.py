@@ -42,9 +42,7 @@ def begin(config: Config, name: str, world: World, hardware: Hardware) -> tuple[
     return resume(folder, read_config(folder)[0], world, hardware)
 
 
-def start(
-    config: Config, name: str, world: World, hardware: Hardware, folder: Path | None = None
-) -> tuple[int, Path]:
+def start(config: Config, name: str, world: World, hardware: Hardware, folder: Path | None = None) -> tuple[int, Path]:
     """Train a new run of preset `name`, in `folder` or else a new one; returns its exit code and folder.
 
     Raises ConfigError for settings that cannot work with this corpus and machine.

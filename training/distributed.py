@@ -6,6 +6,7 @@ world of one.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -67,8 +68,17 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         error.leave_at_once = True  # type: ignore[union-attr]
         raise
     except BaseException:
-        dist.destroy_process_group()
+        _leave_group()
         raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """Destroy the process group once gloo's threads are idle.
+
+    One that still lets go of a tensor waits for Python's lock, which this thread holds while it waits for that one.
+    """
+    time.sleep(0.05)
     dist.destroy_process_group()
 
 

@@ -102,7 +102,9 @@ class Muon(torch.optim.Muon):
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         orthogonal = partial(orthogonalize, steps=group["ns_steps"], dtype=self.dtype)
         stack = torch.stack(list(ahead))  # (M, rows, columns), or this process's rows of each
-        updates = of_whole(stack, like, orthogonal) if isinstance(like, DTensor) else shared_out(stack, orthogonal, turn)
+        updates = (
+            of_whole(stack, like, orthogonal) if isinstance(like, DTensor) else shared_out(stack, orthogonal, turn)
+        )
         updates = updates.float()
         torch._foreach_mul_(parameters, 1 - decay)
         torch._foreach_add_(parameters, list(updates.mul_(-rate).unbind()))
