@@ -168,7 +168,7 @@ class CriticConfig:
     """ngram: longest context in tokens (1 = bigram)."""
     mixed_context: int = 8
     """mixed: longest context in tokens."""
-    suffix_context: int = 16
+    suffix_context: int = 8
     """suffix: longest context in tokens."""
     ngram_discount: float = 0.75
     """ngram: absolute discount d, in (0, 1)."""

@@ -148,7 +148,7 @@ def test_memory_grows_with_what_needs_it():
     plain = memory(critic={"kind": "ngram"}, data={"corpus": "tinyshakespeare", "tokenizer": "char"})
     assert 0.25e9 < mixed - plain < 0.45e9  # a whole run's resident memory differed by 0.37 GB
     suffix = memory(critic={"kind": "suffix"}, data={"corpus": "tinyshakespeare", "tokenizer": "char"})
-    assert 0.03e9 < suffix - plain < 0.06e9
+    assert 0.02e9 < suffix - plain < 0.05e9
     assert memory(optim={"name": "muon"}) == memory() - 4 * parameters
     web = {"tokenizer": "gpt2", "corpus": "openwebtext"}
     alone, many = (memory(train={"batch_size": 1}, data=web, eval={"batch_size": rows}) for rows in (1, 64))
