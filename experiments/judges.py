@@ -9,10 +9,11 @@ results/judges/table.md. A judge that knows more is not yet a better teacher: ex
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from experiments.arms import ROOT
 from experiments.study import stamp
 from experiments.tables import machine
 from files import write_atomic
+
+Built = TypeVar("Built")
+Opinions = Callable[[Tensor, Tensor | None], Tensor]
 
 WINDOW = 4096  # tokens judged at a time, besides the context before them
 
@@ -70,7 +74,7 @@ def windows(tokens: np.ndarray, context: int):  # type: ignore[no-untyped-def]
         yield torch.from_numpy(tokens[None, begin:stop]), torch.from_numpy(tokens[start + 1 : stop + 1]), start - begin
 
 
-def measure(name: str, opinions, train: np.ndarray, val: np.ndarray, context: int, seconds: float) -> Judged:  # type: ignore[no-untyped-def]
+def measure(name: str, opinions: Opinions, train: np.ndarray, val: np.ndarray, context: int, seconds: float) -> Judged:
     """A judge by `opinions(tokens, positions)` → log-probabilities (N, V); on training text every fourth window."""
     nll = hits = count = 0.0
     for tokens, gold, skip in windows(val, context):
@@ -93,32 +97,34 @@ def judged(settings: Settings) -> list[Judged]:
     dataset = prepare(DataConfig(corpus=settings.corpus, tokenizer="char"))
     val, vocab_size = dataset.val.astype(np.int64), dataset.tokenizer.vocab_size
     train = dataset.train[: int(len(dataset.train) * settings.share)].astype(np.int64)
-    rows = []
+    rows: list[Judged] = []
+
+    def add(name: str, opinions: Opinions, context: int, seconds: float) -> None:
+        rows.append(measure(name, opinions, train, val, context, seconds))
+        print(rows[-1], flush=True)
+
     for context in settings.ngram_contexts:
-        begin = time.perf_counter()
-        plain = NgramCritic(train, vocab_size, context=context)
-        seconds = time.perf_counter() - begin
-        full = lambda t, p, c=plain: c.opinion(t, p).full()  # noqa: E731
-        rows.append(measure(f"absolute discounting, {context}", full, train, val, context, seconds))
-        print(rows[-1], flush=True)
+        plain, seconds = timed(NgramCritic, train, vocab_size, context=context)
+        add(f"absolute discounting, {context}", partial(whole, plain), context, seconds)
     for context in settings.mixed_contexts:
-        begin = time.perf_counter()
-        critic = MixedCritic(train, vocab_size, context=context)
-        seconds = time.perf_counter() - begin
-        longest = lambda t, p, c=critic: longest_expert(c, t, p)  # noqa: E731
-        rows.append(measure(f"three discounts, {context}", longest, train, val, context, seconds))
-        print(rows[-1], flush=True)
-        product = lambda t, p, c=critic: c.opinion(t, p).full()  # noqa: E731
-        rows.append(measure(f"mixed, 0 to {context}", product, train, val, context, seconds))
-        print(rows[-1], flush=True)
+        mixed, seconds = timed(MixedCritic, train, vocab_size, context=context)
+        add(f"three discounts, {context}", partial(longest_expert, mixed), context, seconds)
+        add(f"mixed, 0 to {context}", partial(whole, mixed), context, seconds)
     for context in settings.suffix_contexts:
-        begin = time.perf_counter()
-        chain = SuffixCritic(train, vocab_size, max_context=context)
-        seconds = time.perf_counter() - begin
-        blend = lambda t, p, c=chain: c.opinion(t, p).full()  # noqa: E731
-        rows.append(measure(f"suffix array, up to {context}", blend, train, val, context, seconds))
-        print(rows[-1], flush=True)
+        chain, seconds = timed(SuffixCritic, train, vocab_size, max_context=context)
+        add(f"suffix array, up to {context}", partial(whole, chain), context, seconds)
     return rows
+
+
+def timed(build: Callable[..., Built], *given: Any, **named: Any) -> tuple[Built, float]:
+    """What `build` makes of its arguments, and the seconds that it took."""
+    begin = time.perf_counter()
+    return build(*given, **named), time.perf_counter() - begin
+
+
+def whole(critic: NgramCritic | MixedCritic | SuffixCritic, tokens: Tensor, positions: Tensor | None) -> Tensor:
+    """All log-probabilities (N, V) of a judge."""
+    return critic.opinion(tokens, positions).full()
 
 
 def longest_expert(critic: MixedCritic, tokens: Tensor, positions: Tensor | None) -> Tensor:

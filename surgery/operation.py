@@ -6,7 +6,7 @@
 
 With W = Σ σᵢ uᵢ vᵢᵀ the weight becomes W' = W + Σ aᵢ σᵢ uᵢ vᵢᵀ over the r largest σ. As σᵢ uᵢ = W vᵢ, only the right
 singular vectors are needed: they come from the eigenvectors of WᵀW in float64, which for the largest σ is exact to
-float32's precision and, for GPT-2's 2304 × 768, several times faster than a full decomposition.
+float32's precision and decomposes a D × D matrix instead of a 3D × D one.
 """
 
 from collections.abc import Sequence

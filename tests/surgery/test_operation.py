@@ -239,8 +239,11 @@ def test_actions_that_cannot_be_are_refused_before_any_change(model, action, say
 def test_the_limit_itself_is_allowed(model):
     """Catches float32's 0.1, which is more than 0.1, being refused; and arrays of an agent's library."""
     operator = Operator(model, LAYERS, 3)
+    first = [d.values.clone() for d in operator.directions()]
     operator.apply(np.full((2, 3), LIMIT, dtype=np.float32))
     operator.apply(np.full((2, 3), -LIMIT))
+    for before, now in zip(first, operator.directions(), strict=True):  # 1.1 · 0.9 < 1
+        assert now.values[0] < before[0]
 
 
 @pytest.mark.parametrize("rank", [0, WIDTH + 1])
