@@ -10,9 +10,10 @@ from presets import SMALL, Groups, merge
 # Contexts of 8 characters, 2,048 decisions a step, GPT-2's learned positions.
 EIGHT: Groups = {
     "model": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 8, "bias": False},
-    "train": {"objective": "bootstrap", "batch_size": 256, "steps": 800},
+    "train": {"objective": "bootstrap", "batch_size": 256, "steps": 500},
     "optim": {"lr": 1e-3, "beta2": 0.99, "warmup_steps": 50},
-    "eval": {"every": 100, "batch_size": 1024},
+    # What collapses is at its best within the first steps.
+    "eval": {"every": 100, "also_at": "25,50", "batch_size": 1024},
     "log": {"every": 20},
 }
 
@@ -69,10 +70,12 @@ PRESETS_BOOTSTRAP: dict[str, tuple[str, str | None, Groups]] = {
         merge(
             EIGHT,
             {
+                # Five stages of at least 100 steps each, and some for what gold alone teaches.
+                "train": {"steps": 800},
                 "bootstrap": {
                     "stages": "frequencies,bigrams,words,punctuation,patterns",
                     "exact_weight_schedule": "0:0,1:1",
-                }
+                },
             },
         ),
     ),

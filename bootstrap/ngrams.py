@@ -7,7 +7,7 @@
 The probabilities are the n-gram critic's (avatarl/ngram.py), without leaving anything out: interpolated absolute
 discounting, an unseen context being judged by the shorter one. They come from the same counts and the same formula,
 and are laid out for all V^n contexts, seen or not, so that a context is a row number. That is what small vocabularies
-can afford; the suffix array (suffixes.py) is for the others. For tinyshakespeare's 65 characters and contexts of up
+can afford; the suffix array (avatarl/suffixes.py) is for the others. For tinyshakespeare's 65 characters and contexts of up
 to 3, 73 MB.
 
 Shapes: L tokens of the text, V vocabulary, N contexts of C tokens; B sequences of T.
@@ -45,12 +45,14 @@ def check_tables(vocab_size: int, longest: int) -> None:
     entries = row_offsets(vocab_size, longest)[-1] * vocab_size
     fits = [n for n in range(longest) if row_offsets(vocab_size, n)[-1] * vocab_size <= TABLE_LIMIT]
     shorter = f"use contexts of at most {fits[-1]}, or " if fits else "use "
+    users = "bootstrap.ngram-weight" + ("" if 1 in fits else ", bootstrap.kl-coef and bootstrap.guidance")
     require(
         entries <= TABLE_LIMIT,
         "longest context of the n-gram tables",
         longest,
         f"with {vocab_size:,} tokens they would hold {entries:,} probabilities, and the limit is {TABLE_LIMIT:,}; "
-        f"{shorter}the suffix array (bootstrap/suffixes.py), which takes any vocabulary and any length",
+        f"{shorter}the suffix array, which takes any vocabulary and any length: --bootstrap.soft suffix "
+        f"--bootstrap.soft-weight 1 in place of {users}",
     )
 
 

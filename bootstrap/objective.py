@@ -71,7 +71,9 @@ class Bootstrap(nn.Module):
         super().__init__()
         self.student, self.past, self.twin, self.curriculum = student, past, twin, curriculum
         self.settings, self.seed, self.tables, self.autocast = settings, seed, tables, autocast
-        self._soft = soft
+        self._soft, self._credit = soft, None
+        if tables is not None and settings.ever("ngram_weight"):
+            self._credit = rewards.credit_table(tables, settings.order_weights, settings.credit)
         self.inner_epochs, self.monitor = settings.inner_epochs, HealthMonitor()
         device = student.wte.weight.device
         self.schedules = Schedules(settings, steps, device)
@@ -151,8 +153,8 @@ class Bootstrap(nn.Module):
             terms["exact"] = now["exact_weight"] * rewards.exact_match(gold, log_pi.shape[-1])
         if s.ever("confidence_weight"):
             terms["confidence"] = now["confidence_weight"] * rewards.confidence_bonus(gold, log_pi.exp())
-        if self.tables is not None and s.ever("ngram_weight"):
-            credit = rewards.partial_credit(self.tables, decisions.rows, s.order_weights, s.credit)
+        if self._credit is not None:
+            credit = self._credit.for_sequence(decisions.rows, self._credit.longest)
             terms["ngram"] = now["ngram_weight"] * decisions.arrange(credit)
         if self._soft is not None:
             soft = rewards.soft_signal(self._soft, decisions.rows, decisions.positions)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bootstrap.ngrams import NgramTables
+from bootstrap.ngrams import NgramTables, row_offsets
 
 
 def exact_match(gold: Tensor, vocab_size: int) -> Tensor:
@@ -22,22 +22,25 @@ def exact_match(gold: Tensor, vocab_size: int) -> Tensor:
     return F.one_hot(gold, vocab_size).float()
 
 
-def partial_credit(
-    tables: NgramTables, tokens: Tensor, shares: Sequence[float], kind: Literal["relative", "raw"]
-) -> Tensor:
-    """What n-grams would give an action: Σ_n share_n · c_n(a), shares of the orders 1, 2, … normalised.
+def credit_table(tables: NgramTables, shares: Sequence[float], kind: Literal["relative", "raw"]) -> NgramTables:
+    """What n-grams would give an action, Σ_n share_n · c_n(a), laid out as the tables are: looked up in one gather.
 
-    Order n looks at the last n − 1 tokens. relative: c_n = p_n(a) / max_b p_n(b), so that the likeliest action has
-    full credit in a flat distribution as in a peaked one; raw: c_n = p_n(a). tokens (B, L) → (B, L, V).
+    Order n looks at the last n − 1 tokens; shares of the orders 1, 2, … are normalised, and where fewer tokens can be
+    seen, the longest order that they allow stands for those above it. relative: c_n = p_n(a) / max_b p_n(b), so that
+    the likeliest action has full credit in a flat distribution as in a peaked one; raw: c_n = p_n(a).
     """
-    credit: Tensor | float = 0.0
-    for length, share in enumerate(shares):
-        if share > 0:
-            p = tables.for_sequence(tokens, length)  # (B, L, V)
-            factor = share / sum(shares)
-            credit = credit + p * (factor / p.amax(-1, keepdim=True) if kind == "relative" else factor)
-    assert isinstance(credit, Tensor)  # the settings have a share above 0
-    return credit
+    vocab_size, longest = tables.vocab_size, len(shares) - 1
+    offsets, total = row_offsets(vocab_size, longest), sum(shares)
+    credit = tables.table.new_empty(offsets[-1], vocab_size)
+    below = tables.table.new_zeros(1, vocab_size)  # Σ over shorter contexts, for every context of the length before
+    for n, share in enumerate(shares):
+        own = tables.table[offsets[n] : offsets[n + 1]]  # (V^n, V)
+        own = own / own.amax(-1, keepdim=True) if kind == "relative" else own
+        by_suffix = (len(own) // len(below), *below.shape)  # the first token of a context apart from its suffix
+        summed = (own * (share / total)).view(by_suffix).add_(below).view_as(own)
+        torch.add(summed, own, alpha=sum(shares[n + 1 :]) / total, out=credit[offsets[n] : offsets[n + 1]])
+        below = summed
+    return NgramTables(credit, tables.reference, longest)
 
 
 def confidence_bonus(gold: Tensor, pi: Tensor) -> Tensor:

@@ -150,9 +150,10 @@ def acting_scores(log_pi: Tensor, log_bigram: Tensor | None, acting: Acting) -> 
 def draw(mu: Tensor, uniform: Tensor) -> Tensor:
     """An action from each row of probabilities mu (…, V) by inverting its distribution; uniform (…): (…) int64."""
     ladder = mu.cumsum(-1)
-    total = ladder[..., -1:]
-    action = (ladder <= uniform[..., None] * total).sum(-1)
-    return action.minimum((ladder < total).sum(-1))  # rounding must not step past the last action of any mass
+    total = ladder[..., -1:].contiguous()
+    action = torch.searchsorted(ladder, (uniform[..., None] * total).to(ladder.dtype), right=True)
+    last = torch.searchsorted(ladder, total)  # rounding must not step past the last action of any mass
+    return action.minimum(last)[..., 0]
 
 
 class _ActingLogProbs(torch.autograd.Function):

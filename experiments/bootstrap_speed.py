@@ -1,17 +1,19 @@
-"""How fast bootstrapping decides: every preset with the same policy, and one epoch of exhaustive exploration.
+"""How fast bootstrapping decides: its statistics, every preset with the same policy, and an epoch of exploration.
 
-    python -m experiments.bootstrap_speed                                presets in turns, then both forms of an epoch
+    python -m experiments.bootstrap_speed                                all of it, an epoch in both of its forms
     python -m experiments.bootstrap_speed --run.device cuda --epoch-steps 0    on a GPU, the whole epoch
 
-Presets take turns, so that a machine that slows down slows all of them; a speed is the median over rounds. The
-curriculum is timed in its last stage, where all of them count; self-play also without what its opponent's forward
-passes take, which is timed apart. An epoch decides every character of the training text once, by 20 M parameters; of
-a long one only so many steps are timed, and the label says how many. Writes results/bootstrap-speed/: record.json and
-table.md.
+Statistics are made from the training text, as a run makes them. Presets take turns, so that a machine that slows down
+slows all of them; a speed is the median over rounds. The curriculum is timed in its last stage, where all of them
+count; self-play also without what its opponent's forward passes take, which is timed apart; what critics remember of
+positions is not yet there, as in a first epoch. An epoch decides every character of the training text once, by 20 M
+parameters; of a long one only so many steps are timed, and the label says how many. Writes results/bootstrap-speed/:
+record.json and table.md.
 """
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,6 +21,11 @@ from typing import Any
 
 import torch
 
+from avatarl.mixed import MixedCritic
+from avatarl.suffixes import SuffixStatistics
+from bootstrap.curriculum import StageStatistics
+from bootstrap.ngrams import NgramTables, load_tables
+from bootstrap.rewards import credit_table
 from bootstrap.rollouts import log_policy_of
 from bootstrap.selfplay import judging_copy
 from cli import parse, run_main
@@ -29,7 +36,7 @@ from experiments.arms import ROOT
 from experiments.study import stamp
 from experiments.tables import machine
 from files import write_atomic, write_json
-from one_run import make_objective
+from one_run import characters_of, make_objective
 from train_core import Job, learn
 from training.distributed import World
 from training.hardware import Hardware, choose, synchronise
@@ -57,6 +64,8 @@ class Settings:
     """How often every preset has its turn."""
     steps: int = 3
     """Steps of a turn."""
+    statistics_rounds: int = 3
+    """How often every statistic is made."""
     epoch_context: int = 256
     """Context of the 20 M policy where every position of a sequence decides."""
     epoch_batch: int = 4096
@@ -67,7 +76,7 @@ class Settings:
     """Folder of the figures."""
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "rounds", "steps", "epoch_context"):
+        for name in ("block_size", "rounds", "steps", "statistics_rounds", "epoch_context"):
             require(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "use a positive number")
         require(self.epoch_steps >= 0, "epoch-steps", self.epoch_steps, "use 0 (the whole epoch) or more")
         fix = "use at least one row of the context"
@@ -119,6 +128,34 @@ class Timed:
     def decisions_per_step(self) -> float:
         """Decisions of one step."""
         return self.job.objective.decisions_per_token() * self.job.tokens_per_step
+
+
+def time_statistics(settings: Settings, dataset: Dataset) -> dict[str, float]:
+    """Median seconds that each of the statistics takes, on the CPU, from the whole training text."""
+    text, vocab_size, best = dataset.train, dataset.tokenizer.vocab_size, preset("bootstrap-best").bootstrap
+    characters = characters_of(dataset) or []
+    tables, shares = NgramTables.build(text, vocab_size), best.order_weights
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        load_tables(text, vocab_size, tables.longest, folder)
+        makers: dict[str, Callable[[], object]] = {
+            "tables for contexts of 0 to 3, with the bigram reference": lambda: NgramTables.build(text, vocab_size),
+            "the same, read from the cache": lambda: load_tables(text, vocab_size, tables.longest, folder),
+            "partial credit after every context": lambda: credit_table(tables, shares, "relative"),
+            "suffix array": lambda: SuffixStatistics.build(text, vocab_size),
+            "all stages of the curriculum": lambda: StageStatistics.build(text, characters),
+            "mixed n-grams, fitted": lambda: MixedCritic(text, vocab_size, context=best.soft_context),
+        }
+        for label, make in makers.items():
+            taken = []
+            for _ in range(settings.statistics_rounds):
+                start = time.perf_counter()
+                make()
+                taken.append(time.perf_counter() - start)
+            found[label] = median(taken)
+            print(f"{label}: {found[label]:.2f} s", flush=True)
+    return found
 
 
 def time_presets(settings: Settings, dataset: Dataset, hardware: Hardware) -> list[dict[str, Any]]:
@@ -189,13 +226,27 @@ def time_epoch(settings: Settings, dataset: Dataset, hardware: Hardware, form: s
 
 
 def table(
-    presets: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], made: dict[str, Any], how: Settings
+    statistics: dict[str, float],
+    presets: Sequence[dict[str, Any]],
+    epochs: Sequence[dict[str, Any]],
+    made: dict[str, Any],
+    how: Settings,
 ) -> str:
-    """Both tables in Markdown."""
+    """The three tables in Markdown."""
     lines = [
         "# How fast bootstrapping decides",
         "",
         f"`{made['command']}` on {machine(made)}; {made['hardware']}.",
+        "",
+        "## Statistics",
+        "",
+        f"From the {made['tokens']:,} tokens of the training text, once a run; median of {how.statistics_rounds}.",
+        "",
+        "| what | s |",
+        "|---|---|",
+        *(f"| {label} | {seconds:.2f} |" for label, seconds in statistics.items()),
+        "",
+        "## Presets",
         "",
         f"The same policy for all, 3 layers of width 128 with a context of {how.block_size}, {how.decisions:,} tokens "
         f"a step; median of {how.rounds} turns of {how.steps} steps. The last column is over `{BASE}`, opponents' "
@@ -236,12 +287,13 @@ def main(words: Sequence[str]) -> int:
     hardware = choose(settings.run, 0, 1)
     dataset = prepare(override(preset(BASE), data={"corpus": "tinyshakespeare"}).data)
     torch.manual_seed(settings.run.seed)
+    statistics = time_statistics(settings, dataset)
     presets = time_presets(settings, dataset, hardware)
     epochs = [time_epoch(settings, dataset, hardware, form) for form in ("sequence", "windows")]
-    made["hardware"] = ", ".join(hardware.notes)
-    text = table(presets, epochs, made, settings)
+    made |= {"hardware": ", ".join(hardware.notes), "tokens": len(dataset.train)}
+    text = table(statistics, presets, epochs, made, settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    write_json(settings.out / "record.json", made | {"presets": presets, "epochs": epochs})
+    write_json(settings.out / "record.json", made | {"statistics": statistics, "presets": presets, "epochs": epochs})
     write_atomic(settings.out / "table.md", text)
     print(f"\n{text}\n{settings.out}")
     return 0

@@ -4,12 +4,13 @@
     python -m experiments.bootstrapping --only best --seeds 3 --jobs 1 --threads 2
 
 When each run passes which rung (by accuracy and by cross-entropy, in seconds of training), when the health monitor
-speaks, how many decisions a second. Times are only worth something with one run at a time. Interrupted, the command
-goes on where it was. Writes results/bootstrapping/: record.json, runs.jsonl, table.md and figure.svg (accuracy by
-tokens, a line for every rung).
+speaks, how many decisions a second; and what the runs are there to show, each claim with its figures
+(bootstrap_facts.py). Times are only worth something with one run at a time. Interrupted, the command goes on where it
+was. Writes results/bootstrapping/: record.json, runs.jsonl, table.md; figure.svg (accuracy of the presets by tokens, a
+line for every rung), collapse.svg (cross-entropy where policies collapse), growth.svg and confidence.svg (expected
+reward, accuracy, plain mean of the rewards).
 """
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,17 @@ from cli import parse, run_main
 from config import PRESETS, require
 from config import preset as preset_of
 from experiments.arms import Outcome, lines
+from experiments.bootstrap_facts import curve, noticed, passed, rungs, told
 from experiments.figures import Line, chart
 from experiments.study import Entry, Row, StudySettings, conduct, publish, stamp
 from experiments.tables import LABEL, SECONDS, Column, metric, page, spread
+from files import write_atomic
 
 NAMES = [name for name in PRESETS if name.startswith("bootstrap-")]
 RUNGS = (1, 2, 3, 4, 6)
 """Contexts of the rungs in the table: bigram, trigram, 4-gram, 5-gram and 7-gram."""
 CONTRASTS: dict[str, tuple[str, dict[str, Any]]] = {
     "exhaustive, weights free of π": ("bootstrap-exhaustive", {"bootstrap.policy-weighting": "reinforce"}),
-    "exhaustive, group advantages": ("bootstrap-exhaustive", {"bootstrap.advantage": "group"}),
     "bigrams alone, exact gradient": (
         "bootstrap-exhaustive",
         {
@@ -38,17 +40,16 @@ CONTRASTS: dict[str, tuple[str, dict[str, Any]]] = {
             "bootstrap.credit": "raw",
         },
     ),
-    "sampled, two inner epochs": ("bootstrap-sampled", {"bootstrap.inner-epochs": 2}),
-    "sampled, weak KL": ("bootstrap-sampled", {"bootstrap.kl-coef-schedule": "0:0.1,1:0.1"}),
     "sampled, no guidance": ("bootstrap-sampled", {"bootstrap.guidance-schedule": "0:0,1:0"}),
-    "self-play against a twin": ("bootstrap-selfplay", {"bootstrap.opponent": "twin"}),
+    "sampled, weak KL": ("bootstrap-sampled", {"bootstrap.kl-coef-schedule": "0:0.1,1:0.1"}),
+    "self-play, no opponent": ("bootstrap-selfplay", {"bootstrap.opponent": "none"}),
     "best, gold alone": (
         "bootstrap-best",
         {"bootstrap.exact-weight-schedule": "0:1,1:1", "bootstrap.soft-weight-schedule": "0:0,1:0"},
     ),
     "best, plain n-grams": ("bootstrap-best", {"bootstrap.soft": "ngram", "bootstrap.soft-context": 4}),
 }
-"""What tells a preset's reason from chance: each with one thing changed."""
+"""What tells a preset's reason from chance: each with one thing changed. FACTS say which claims need them."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +98,6 @@ def entries(settings: Settings) -> list[Entry]:
     return found
 
 
-def rungs(outcome: Outcome) -> dict[int, dict[str, float]]:
-    """The ladder beside a run: {context: {"ce", "accuracy"}}; empty where it has none."""
-    path = outcome.folder / "ladder.json"
-    return {int(rung["context"]): rung for rung in json.loads(path.read_text())} if path.is_file() else {}
-
-
-def passed(outcome: Outcome, context: int) -> float | None:
-    """Training seconds at the first evaluation that beats a rung in accuracy and cross-entropy; None: never."""
-    rung = rungs(outcome).get(context)
-    if rung is None:
-        return None
-    for e in outcome.evaluations:
-        if e["val/accuracy"] >= rung["accuracy"] and e["val/ce"] <= rung["ce"]:
-            return float(e["seconds"])
-    return None
-
-
-def noticed(outcome: Outcome) -> int | None:
-    """The first step at which the health monitor calls the run bad; None: never."""
-    found = [line["step"] for line in lines(outcome.folder, "health/status") if line["health/status"] >= 2]
-    return found[0] if found else None
-
-
 def rate_of(outcome: Outcome) -> float:
     """Median decisions per second."""
     key = "bootstrap/decisions_per_second"
@@ -146,6 +124,7 @@ def rung_column(context: int) -> Column:
 COLUMNS: list[Column] = [
     LABEL,
     metric("val CE, nats", "val/ce"),
+    metric("best CE", "val/ce", at="best"),
     metric("accuracy", "val/accuracy", digits=3),
     of_seeds("best accuracy", lambda o: max(float(e["val/accuracy"]) for e in o.evaluations), 3),
     metric("ECE", "val/ece", digits=3),
@@ -157,22 +136,42 @@ COLUMNS: list[Column] = [
 
 
 def figure(rows: Sequence[Row]) -> str:
-    """Validation accuracy by tokens: a line for every row, mean and band over seeds, and one for every rung."""
-    found = []
-    for row in rows:
-        shared = min(len(o.evaluations) for o in row.outcomes)
-        points = [
-            (row.outcomes[0].evaluations[i]["tokens"], [float(o.evaluations[i]["val/accuracy"]) for o in row.outcomes])
-            for i in range(shared)
-        ]
-        found.append(Line(row.entry.label, points))
-    last = max(x for line in found for x, _ in line.points)
-    ladder = rungs(rows[0].outcomes[0])
+    """Validation accuracy of the presets by tokens, mean and band over seeds, and a line for every rung."""
+    shown = [row for row in rows if row.entry.label not in CONTRASTS] or list(rows)
+    found = [line(row.entry.label, row, "val/accuracy") for row in shown]
+    last, ladder = max(x for shown_line in found for x, _ in shown_line.points), rungs(rows[0].outcomes[0])
     for context in RUNGS:
         if context in ladder:
             accuracy = float(ladder[context]["accuracy"])
             found.append(Line(f"context of {context}", [(0.0, [accuracy]), (last, [accuracy])]))
     return chart(found, "tokens trained on", "validation accuracy")
+
+
+def line(label: str, row: Row, key: str) -> Line:
+    """A logged number of a row by tokens, as far as all of its seeds have it."""
+    seeds = [curve(o.folder, key) for o in row.outcomes]
+    together = zip(*seeds, strict=False)
+    return Line(label, [(points[0][0], [v for _, v in points]) for points in together])
+
+
+COLLAPSING = ("exhaustive", "exhaustive, weights free of π", "bigrams alone, exact gradient", "confidence")
+REWARDED = {
+    "train/reward": "expected reward",
+    "val/accuracy": "accuracy",
+    "bootstrap/reward_mean": "plain mean of rewards",
+}
+
+
+def facts_figures(rows: Sequence[Row]) -> dict[str, str]:
+    """Further figures, by file name: where policies collapse, and what tells of growth; those that have entries."""
+    by_label = {row.entry.label: row for row in rows}
+    falling = [line(label, by_label[label], "val/ce") for label in COLLAPSING if label in by_label]
+    found = {"collapse.svg": chart(falling, "tokens trained on")} if falling else {}
+    for label, name in (("exhaustive, weights free of π", "growth.svg"), ("confidence", "confidence.svg")):
+        if label in by_label:
+            told_by = [line(said, by_label[label], key) for key, said in REWARDED.items()]
+            found[name] = chart(told_by, "tokens trained on", label)
+    return found
 
 
 def main(words: Sequence[str]) -> int:
@@ -183,8 +182,10 @@ def main(words: Sequence[str]) -> int:
     ladder = rungs(rows[0].outcomes[0])
     said = "; ".join(f"context {n}: {r['accuracy']:.1%}, {r['ce']:.3f} nats" for n, r in ladder.items())
     note = f"The n-gram ladder on the same text: {said}. A rung is passed when accuracy and cross-entropy both beat it."
-    text = page("Learning from nothing", made, settings, rows, shown=COLUMNS, note=note)
-    publish(settings, made, rows, text, figure(rows))
+    text = page("Learning from nothing", made, settings, rows, shown=COLUMNS, note=note, after=told(rows))
+    out = publish(settings, made, rows, text, figure(rows))
+    for name, drawn in facts_figures(rows).items():
+        write_atomic(out / name, drawn)
     return 0
 
 

@@ -83,8 +83,9 @@ def test_too_large_a_table_points_to_the_suffix_array():
     check_tables(65, 3)
     with pytest.raises(ConfigError, match=r"= 4: with 65 tokens .* at most 3, or the suffix array"):
         NgramTables.build(TEXT, 65, 4)
-    with pytest.raises(ConfigError, match=r"with 50,257 tokens .* at most 0, or the suffix array"):
+    with pytest.raises(ConfigError, match=r"with 50,257 tokens .* at most 0, or the suffix array") as error:
         check_tables(50_257, 1)
+    assert "--bootstrap.soft suffix" in str(error.value) and "bootstrap.kl-coef" in str(error.value)
     with pytest.raises(ConfigError, match="use 0 or more tokens"):
         check_tables(65, -1)
 

@@ -10,13 +10,14 @@ from avatarl.critics import PastCritic
 from avatarl.ngram import NgramCritic
 from bootstrap import grpo
 from bootstrap.curriculum import STAGES, Curriculum, StageStatistics
-from bootstrap.rewards import exact_match, partial_credit
+from bootstrap.rewards import credit_table, exact_match
 from bootstrap.rollouts import uniform_draws
 from bootstrap.selfplay import beating, judging_copy, value_of
 from data.batches import Batch
 from tests.bootstrap.builders import SAMPLED, TABLES, TEXT, V, corpus_batch, loss_of, objective, policy, rows_of
 
 EXPECTED: dict[str, Any] = {"policy_weighting": "expected"}
+CREDIT = credit_table(TABLES, (0.1, 0.2, 0.3, 0.4), "relative")
 GROUP: dict[str, Any] = {**EXPECTED, "advantage": "group"}
 HORIZON: dict[str, Any] = {**SAMPLED, "horizon": 3}
 FORMS: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def test_exhaustive_is_the_definition(weighting):
     loss, _ = made(batch, 0, {}, True)
     log_pi = log_pi_of(model, batch)
     r = 0.3 * exact_match(batch.targets, V).flatten(0, 1)
-    r = r + 0.5 * partial_credit(TABLES, batch.tokens, (0.1, 0.2, 0.3, 0.4), "relative").flatten(0, 1)
+    r = r + 0.5 * CREDIT.for_sequence(batch.tokens, 3).flatten(0, 1)
     gain = (r * (log_pi if weighting == "reinforce" else log_pi.exp())).sum(-1)
     kl = grpo.kl_to(log_pi, TABLES.log_reference(batch.tokens.flatten()[:, None]))
     torch.testing.assert_close(loss, (0.2 * kl - gain).mean())
@@ -236,7 +237,7 @@ def test_selfplay_pays_for_the_margin():
     kept: dict[str, Any] = {}
     loss = loss_of(objective(model, past=past, ngram_weight=0.5, opponent="ema", opponent_weight=0.7), batch, 0, kept)
     own = exact_match(batch.targets, V).flatten(0, 1).double()
-    own = own + 0.5 * partial_credit(TABLES, batch.tokens, (0.1, 0.2, 0.3, 0.4), "relative").flatten(0, 1)
+    own = own + 0.5 * CREDIT.for_sequence(batch.tokens, 3).flatten(0, 1)
     r = beating(own, value_of(log_pi_of(rival, batch), own), 0.7)
     assert (r >= 0).all()
     torch.testing.assert_close(kept["reward"][:, 0], r, check_dtype=False)

@@ -6,8 +6,8 @@ import torch
 from avatarl.ngram import NgramCritic
 from bootstrap.rewards import (
     confidence_bonus,
+    credit_table,
     exact_match,
-    partial_credit,
     returns_to_go,
     soft_signal,
 )
@@ -27,7 +27,7 @@ def test_exact_match_is_one_for_gold():
 def test_partial_credit_is_its_sum(kind, shares):
     """Catches orders that are off by one, shares that are not normalised, and a maximum over the wrong axis."""
     tokens = corpus_batch().tokens
-    found = partial_credit(TABLES, tokens, shares, kind)
+    found = credit_table(TABLES, shares, kind).for_sequence(tokens, len(shares) - 1)
     for b, row in enumerate(tokens.tolist()):
         for t in range(len(row)):
             wanted = torch.zeros(V)
@@ -39,7 +39,7 @@ def test_partial_credit_is_its_sum(kind, shares):
 
 def test_relative_credit_is_whole_for_the_likeliest():
     """Catches a credit that is largest where a distribution is peaked, whatever the action."""
-    credit = partial_credit(TABLES, corpus_batch().tokens, (0.0, 1.0), "relative")
+    credit = credit_table(TABLES, (0.0, 1.0), "relative").for_sequence(corpus_batch().tokens, 1)
     torch.testing.assert_close(credit.amax(-1), torch.ones(3, 8))
     assert (credit > 0).all()
 
