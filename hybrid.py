@@ -67,6 +67,8 @@ def read_command(words: Sequence[str]) -> Command:
     steps = command.config.train.steps
     fix = "use --phases.grpo-steps and --phases.both-steps"
     require(steps == config.train.steps, "train.steps", steps, fix)
+    parallel = command.config.run.parallel
+    require(parallel == "ddp", "run.parallel", parallel, "hybrid.py runs on one process, with nothing to cut; use ddp")
     if resumed is not None:
         check_unchanged(config, hybrid, command)
     return command

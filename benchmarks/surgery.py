@@ -41,8 +41,14 @@ class Case:
     candidates: int = 32
     context: int = 32
     """Tokens of each context."""
-    new: int = 16
+    new: int = 8
     """Tokens that each candidate writes."""
+
+    def flops(self, shared: bool, batch: bool) -> float:
+        """FLOPs of the products with the blocks' weights; one batch shares those in front for equal contexts."""
+        alone = min(self.layers) if shared and batch else 0  # blocks that run on one context for all
+        passes = alone + (self.model.n_layer - alone) * self.candidates
+        return 2.0 * 12 * self.model.n_embd**2 * self.context * passes
 
 
 class Ward:
@@ -129,18 +135,33 @@ def next_token(ward: Ward, conditions: Conditions, shared: bool) -> Table:
     what = "one context for all" if shared else "a context for each"
     title = f"Surgery, {case.candidates} candidates, next token after {case.context}: {what}"
     ways = {CLONE: lambda: ward.cloned(one), IN_PLACE: lambda: ward.in_place(one), BATCH: batch}
-    table = measure(title, arms(ward, ways), conditions, share=0.35)
-    exact = ways[IN_PLACE]()
-    error = ((batch() - exact).abs().max() / exact.abs().max()).item()
+    timed, latest = arms(ward, ways)
+    for arm in timed:
+        arm.flops = case.flops(shared, arm.name == BATCH)
+    table = measure(title, timed, conditions, share=0.35)
+    if any(row.failed for row in table.rows):
+        table.failed = "a way to evaluate did not run"
+        return described(table, case)
+    error = ((latest[BATCH] - latest[IN_PLACE]).abs().max() / latest[IN_PLACE].abs().max()).item()
     if not error <= LARGEST_ERROR:
         table.failed = f"one batch is not what operating one by one gives: relative error {error:.1e}"
     start = min(case.layers) if shared else 0
     table.notes.append(f"largest error of a reward against operating in place, relative: {error:.1e}")
     if start:
         table.notes.append(f"one batch computes the {start} blocks in front of the first operated one once for all")
-    if shared:
-        table.notes += held_notes(ward, table)
+    table.notes += held_notes(ward, table) if shared else [bound_note(table)]
     return described(table, case)
+
+
+def bound_note(table: Table) -> str:
+    """How fast one batch could be at best: contexts that differ leave nothing to share but the weights."""
+    batch, in_place = table.row(BATCH), table.row(IN_PLACE)
+    least = batch.flops / batch.peak
+    bound = quartiles(in_place.seconds)[1] / least
+    return (
+        f"every way multiplies {batch.flops / 1e9:,.0f} GFLOP: at this machine's measured peak {fixed(least, 2)} s, so "
+        f"that nothing which does could be more than {fixed(bound, 1)} times as fast as: {IN_PLACE}"
+    )
 
 
 def text(ward: Ward, conditions: Conditions) -> Table:
@@ -155,9 +176,12 @@ def text(ward: Ward, conditions: Conditions) -> Table:
         return batched_generate(ward.model, ward.operator, ward.actions, prompt, case.new, seed=ward.seed)
 
     title = f"Surgery, {case.candidates} candidates write {case.new} tokens after {case.context}"
-    ways = {IN_PLACE: lambda: ward.in_place(one), BATCH: batch}
-    table = measure(title, arms(ward, ways), conditions, share=0.3)
-    equal = (batch() == ways[IN_PLACE]()).all(-1).double().mean().item()
+    timed, latest = arms(ward, {IN_PLACE: lambda: ward.in_place(one), BATCH: batch})
+    table = measure(title, timed, conditions, share=0.3)
+    if any(row.failed for row in table.rows):
+        table.failed = "a way to evaluate did not run"
+        return described(table, case)
+    equal = (latest[BATCH] == latest[IN_PLACE]).all(-1).double().mean().item()
     if equal < FEWEST_EQUAL:
         table.failed = f"only {equal:.0%} of the texts are those of operating one by one"
     table.notes.append(f"{equal:.0%} of the texts are equal")
@@ -165,18 +189,19 @@ def text(ward: Ward, conditions: Conditions) -> Table:
     return described(table, case)
 
 
-def arms(ward: Ward, ways: dict[str, Callable[[], Tensor]]) -> list[Arm]:
-    """Arms of one table; one batch is compared with every other."""
+def arms(ward: Ward, ways: dict[str, Callable[[], Tensor]]) -> tuple[list[Arm], dict[str, Tensor]]:
+    """Arms of one table, and what each came to in its latest call; one batch is compared with every other."""
+    latest: dict[str, Tensor] = {}
 
-    def dropped(run: Callable[[], Tensor]) -> Callable[[], None]:
+    def kept(name: str) -> Callable[[], None]:
         def unit() -> None:
-            run()
+            latest[name] = ways[name]()
 
         return unit
 
     others = [name for name in ways if name != BATCH]
     baselines = {name: others[:1] if name != others[0] else [] for name in others} | {BATCH: others}
-    return [Arm(name, dropped(run), baselines[name], precision=ward.precision) for name, run in ways.items()]
+    return [Arm(name, kept(name), baselines[name], precision=ward.precision) for name in ways], latest
 
 
 def held_notes(ward: Ward, table: Table) -> list[str]:

@@ -3,13 +3,15 @@
     python -m experiments.surgery --seeds 3
     python -m experiments.surgery --seeds 3 --also surgeon=td3 surgery.rank=16
 
-Every seed is a run of hybrid.py with all its arms, and with a phase 1 that is long enough to stagnate. Arms of a seed
-share phase 1, so their differences are paired. Runs lie in runs/surgery/ and are not repeated: an interrupted study
-continues. Writes results/surgery/: table.md, runs.jsonl, record.json; and runs/surgery/report.html with the curves.
+Every seed is a run of hybrid.py with all its arms, and with a phase 1 that is long enough to stagnate; lengths are
+chosen so that three seeds take about 45 minutes of 2 cores. Arms of a seed share phase 1, so their differences are
+paired. Runs lie in runs/surgery/ and are not repeated: an interrupted study continues. Writes results/surgery/:
+table.md, figure.svg, runs.jsonl, record.json; and runs/surgery/report.html.
 """
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,12 +22,13 @@ from typing import Any
 
 from cli import parse, run_main
 from config import require
-from experiments.arms import ROOT
+from experiments.arms import ROOT, lines
+from experiments.figures import Line, chart, paired, stacked
 from experiments.study import commit_name, stamp
 from files import write_atomic, write_json
 from report import write_report
 from reporting.numbers import percent
-from reporting.surgery import compared, read_result, table, told, verdict
+from reporting.surgery import ARMS, compared, read_result, table, told, verdict
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,16 @@ class Settings:
     """Seeds, from 1 on. A verdict over seeds takes 2 or more."""
     grpo_steps: int = 8000
     """Longest phase 1; it ends when it stagnates."""
-    both_steps: int = 1500
+    both_steps: int = 900
     """Optimiser steps of phase 3."""
-    surgeon_rounds: int = 200
+    surgeon_rounds: int = 100
     """Rounds of phase 2."""
     also: tuple[str, ...] = ()
     """Further settings of hybrid.py, such as surgeon=td3 or surgery.rank=16."""
-    jobs: int = 1
-    """Seeds at a time. With more than one the arm of equal wall time is measured on a shared machine."""
-    threads: int = 0
+    jobs: int = 3
+    """Seeds at a time: small students use two cores better as processes of one thread. Time is then that of a shared
+    machine, for surgery and for the steps of the arm that is given it alike; 1 seed at a time measures it alone."""
+    threads: int = 1
     """CPU threads of each run; 0: all cores."""
     runs: Path = ROOT / "runs" / "surgery"
     """Folder of the runs."""
@@ -92,6 +96,34 @@ def run_seed(settings: Settings, seed: int) -> dict[str, Any]:
     return result
 
 
+def losses(folder: Path, since: int) -> dict[int, float]:
+    """{steps of phase 3: validation CE} of an arm whose phase 1 took `since` steps."""
+    return {line["step"] - since: line["val/ce"] for line in lines(folder, "val/ce") if line["step"] >= since}
+
+
+def curve(arm: str, results: Sequence[dict[str, Any]], folders: Sequence[Path]) -> Line:
+    """An arm's way through phase 3, at the evaluations that all seeds with it have."""
+    pairs = zip(results, folders, strict=True)
+    found = [losses(folder / arm, result["phase_1"]["steps"]) for result, folder in pairs if arm in result["arms"]]
+    shared = set.intersection(*map(set, found)) if found else set()
+    points = [(float(step), [of_seed[step] for of_seed in found]) for step in sorted(shared)]
+    return Line(ARMS[arm], [(x, values) for x, values in points if all(map(math.isfinite, values))])
+
+
+def figure(results: Sequence[dict[str, Any]], folders: Sequence[Path]) -> str:
+    """Where every arm of every seed ended, seeds joined, and the arms' means on the way there."""
+    there = [arm for arm in ARMS if any(arm in result["arms"] for result in results)]
+    ends = {ARMS[arm]: [result["arms"].get(arm, {}).get("val_ce") for result in results] for arm in there}
+    names = [f"seed {result['seed']}" for result in results]
+    ways = [line for arm in there if (line := curve(arm, results, folders)).points]
+    return stacked(
+        {
+            "At the end of phase 3": paired(ends, names, "validation CE, nats"),
+            "On the way: mean and band over seeds": chart(ways, "optimiser steps of phase 3"),
+        }
+    )
+
+
 def page(results: Sequence[dict[str, Any]], made: dict[str, Any]) -> str:
     """The study in Markdown: verdict, arms over all seeds, and the paired differences of each."""
     lines = [
@@ -137,6 +169,7 @@ def main(words: Sequence[str]) -> int:
     write_json(settings.out / "record.json", made)
     write_atomic(settings.out / "runs.jsonl", "".join(json.dumps(result) + "\n" for result in results))
     write_atomic(settings.out / "table.md", text)
+    write_atomic(settings.out / "figure.svg", figure(results, [settings.folder(seed) for seed in seeds]))
     print(f"\n{text}\n{settings.out}")
     print(write_report([settings.folder(seed) for seed in seeds], settings.runs / "report.html"))
     return 0

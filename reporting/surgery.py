@@ -101,6 +101,14 @@ def verdict(results: Sequence[Result]) -> str:
     text = f"{said}: gain {told(found[0])} against nobody operating on the same number of tokens."
     for other in found[1:]:
         text += f" Against {ARMS[other.against]}: {told(other)} ({other.word})."
+        if other.against == "none-same-time" and other.word == "harm":
+            text += " Further steps are the better use of the time."
+        if other.against == "random" and other.word != "improvement" and found[0].word == "improvement":
+            text += " Chance under the same rule does as well: what helps is the selection, not what was learned."
+    moving = sum(not r["phase_1"]["stagnated"] for r in results)
+    if moving:
+        where = "" if seeds == 1 else f" with {moving} of {seeds} seeds"
+        text += f" Phase 1 had not stagnated{where}: what surgery does on a plateau stays open."
     if seeds == 1:
         text += " One seed: the noise (two standard errors) is the validation text's alone, not that of other seeds."
     else:
@@ -202,9 +210,10 @@ def told_phase_1(found: dict[str, Any], phases: dict[str, Any]) -> str:
     """Phase 1 in words."""
     window, tolerance = phases["plateau_window"], phases["plateau_tolerance"]
     how = (
-        f"stagnated: {window} evaluations brought no more than {tolerance:g} nats"
+        f"stagnated: the last {window} evaluations are less than {tolerance:g} nats better than the {window} before, "
+        "mean against mean"
         if found["stagnated"]
-        else "still learned when its length was over, so this run says nothing about a plateau"
+        else "still learned when its length was over"
     )
     return (
         f"Phase 1, the student alone: {found['steps']:,} steps, validation cross-entropy {found['val_ce']:.4f}, "
@@ -233,9 +242,15 @@ def told_phase_3(result: Result, settings: dict[str, Any]) -> str:
     for name in ("surgeon", "random"):
         if arm := result["arms"].get(name):
             said.append(
-                f"{ARMS[name].capitalize()}: {arm['accepted']} of {arm['trials']} kept, worth "
-                f"{arm['accepted_gain']:.4f} nats on those windows together."
+                f"{ARMS[name].capitalize()}: {arm['accepted']} of {arm['trials']} kept, together worth "
+                f"{arm['accepted_gain']:+.4f} nats on the windows that chose them, "
+                f"{arm['unseen_gain']:+.4f} on as many of the validation text, which decides nothing."
             )
+    if arm := result["arms"].get("none"):
+        said.append(
+            f"Without surgery the student's cross-entropy went from {begun['val_ce']:.4f} to {arm['val_ce']:.4f} in "
+            f"the same {arm['steps'] - begun['steps']:,} steps: that is how flat the plateau is."
+        )
     if arm := result["arms"].get("surgeon"):
         said.append(
             f"Accuracy went from {percent(begun['val_accuracy'], 2)} at the end of phase 1 to "

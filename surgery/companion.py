@@ -25,13 +25,21 @@ class Surgeries:
     """Operates on the student between its optimiser steps, and writes down every attempt.
 
     Each line of surgeries.jsonl is one trial: step, action, the judge's reward, gain and noise in nats, whether it
-    was committed; the weights of a committed one are in surgeries/step-….safetensors.
+    was committed; the weights of a committed one are in surgeries/step-….safetensors. What is kept was chosen for its
+    gain, which is therefore too high: a committed edit's line also has its gain on `unseen` windows, which decide
+    nothing.
     """
 
     def __init__(
-        self, surgeon: Surgeon | RandomSurgeon, held_out: HeldOut, settings: AcceptConfig, hardware: Hardware
+        self,
+        surgeon: Surgeon | RandomSurgeon,
+        held_out: HeldOut,
+        unseen: HeldOut,
+        settings: AcceptConfig,
+        hardware: Hardware,
     ) -> None:
-        self.surgeon, self.held_out, self.settings, self.hardware = surgeon, held_out, settings, hardware
+        self.surgeon, self.held_out, self.unseen = surgeon, held_out, unseen
+        self.settings, self.hardware = settings, hardware
         self.trials = self.commits = 0
 
     def count(self, folder: Path) -> None:
@@ -51,8 +59,11 @@ class Surgeries:
         found = self.surgeon.round()
         (action,) = task.surgeries(found.actions[found.best : found.best + 1])  # (L, r)
         trial = self.held_out.trial(student, task.operator, action, step, self.hardware)
-        accepted = trial.accepted(self.settings.z)
+        seconds = time.perf_counter() - start  # the price of surgery; what follows is bookkeeping
+        accepted, elsewhere = trial.accepted(self.settings.z), dict[str, float]()
         if accepted:
+            known = self.unseen.trial(student, task.operator, action, step, self.hardware)
+            elsewhere = {"unseen_gain": known.gain, "unseen_noise": known.noise}
             commit(student, task.operator, action, job.folder / "surgeries" / f"step-{step:06d}.safetensors")
         self.trials, self.commits = self.trials + 1, self.commits + accepted
         line = {
@@ -62,12 +73,14 @@ class Surgeries:
             "gain": trial.gain,
             "noise": trial.noise,
             "accepted": accepted,
+            **elsewhere,
         }
         with open(job.folder / LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        job.recorder.write(self._line(job, found, line, time.perf_counter() - start))
+        job.recorder.write(self._line(job, found, line, seconds))
         if accepted:
-            job.recorder.say(f"step {step:>6}  edit kept: held-out CE −{trial.gain:.5f} ± {trial.noise:.5f}")
+            told = f"held-out CE −{trial.gain:.5f} ± {trial.noise:.5f}, unseen {-elsewhere['unseen_gain']:+.5f}"
+            job.recorder.say(f"step {step:>6}  edit kept: {told}")
 
     def _line(self, job: Job, found: Round, trial: dict[str, Any], seconds: float) -> dict[str, float]:
         return {

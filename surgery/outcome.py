@@ -96,6 +96,7 @@ def arm_result(shared: Shared, arm: str) -> dict[str, Any]:
         "trials": len(trials),
         "accepted": sum(trial["accepted"] for trial in trials),
         "accepted_gain": sum(trial["gain"] for trial in trials if trial["accepted"]),
+        "unseen_gain": sum(trial["unseen_gain"] for trial in trials if trial["accepted"]),
         "ce_jumps": jumps([line["val/ce"] for line in phase]),
         "accuracy_jumps": jumps([line["val/accuracy"] for line in phase]),
     }

@@ -7,6 +7,7 @@ code: 0, or 128 + the signal that stopped it.
 
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,14 @@ ROUNDS_BETWEEN_SAVES = 10
 
 
 def stagnated(losses: Sequence[float], phases: PhaseConfig) -> bool:
-    """Whether the last `plateau_window` of the validation losses brought nothing that the ones before had not."""
-    before, latest = losses[: -phases.plateau_window], losses[-phases.plateau_window :]
-    return len(before) > 0 and min(latest) > min(before) - phases.plateau_tolerance
+    """Whether the last `plateau_window` validation losses are, in the mean, hardly below as many before them.
+
+    Means, not the best so far: at a constant rate neighbouring losses jump by about a hundredth of a nat, and one
+    lucky evaluation followed by a few ordinary ones would pass for a plateau.
+    """
+    window = phases.plateau_window
+    before, latest = losses[-2 * window : -window], losses[-window:]
+    return len(before) == window and statistics.fmean(latest) > statistics.fmean(before) - phases.plateau_tolerance
 
 
 def has_stagnated(folder: Path, phases: PhaseConfig) -> bool:
@@ -131,8 +137,10 @@ def surgeries(shared: Shared, arm: str, job: Job) -> Surgeries:
         surgeon.load(stored / SURGEON)
     elif arm == "surgeon" and practised is not None:
         surgeon.load(practised[0])
-    held_out = HeldOut(shared.held_out, config.model.block_size, windows=hybrid.accept.windows, seed=seed)
-    found = Surgeries(surgeon, held_out, hybrid.accept, shared.hardware)
+    block, windows = config.model.block_size, hybrid.accept.windows
+    held_out = HeldOut(shared.held_out, block, windows=windows, seed=seed)
+    unseen = HeldOut(shared.dataset.val, block, windows=min(windows, (len(shared.dataset.val) - 1) // block), seed=seed)
+    found = Surgeries(surgeon, held_out, unseen, hybrid.accept, shared.hardware)
     found.count(job.folder)
     return found
 
@@ -147,12 +155,10 @@ def as_long_as_surgery(shared: Shared) -> int:
     folder, none = shared.folder / SAME_TIME, shared.folder / "none"
     if finished(folder):
         return 0
-    begun, plain, operated = (finished(shared.folder / part) for part in (GRPO, "none", "surgeon"))
-    assert begun and plain and operated  # the arms before this one
-    practised = latest_alone(shared.folder / PRACTICE)
-    surgery_seconds = operated["seconds"] - plain["seconds"] + (practised[1] if practised else 0.0)
+    begun, plain = (finished(shared.folder / part) for part in (GRPO, "none"))
+    assert begun and plain  # the parts before this one
     per_step = (plain["seconds"] - begun["seconds"]) / (plain["steps"] - begun["steps"])
-    more = max(0, round(surgery_seconds / per_step))
+    more = round(surgery_seconds(shared) / per_step)
     fork(none, folder, arm=SAME_TIME, until=plain["steps"] + more)
     until = read_record(folder)["until"]  # as decided when it was forked
     print(f"phase 3    {SAME_TIME}: {until - plain['steps']:,} more steps", flush=True)
@@ -161,6 +167,14 @@ def as_long_as_surgery(shared: Shared) -> int:
         if code == 0:
             close(job)
     return code
+
+
+def surgery_seconds(shared: Shared) -> float:
+    """What practice and the operations of the surgeon's arm took: their own clock, not the difference of two arms."""
+    practised = latest_alone(shared.folder / PRACTICE)
+    lines = (shared.folder / "surgeon" / "metrics.jsonl").read_text().splitlines()
+    operating = sum(json.loads(line).get("surgery/seconds", 0.0) for line in lines)
+    return operating + (practised[1] if practised else 0.0)
 
 
 def surgeon_alone(

@@ -41,7 +41,7 @@ from surgery.settings import HybridConfig, SurgeryConfig, held_out_data, shared_
 from surgery.student import Shared
 from training.distributed import World
 from training.hardware import Hardware, prepare_model
-from training.run_folder import new_run_folder
+from training.run_folder import new_run_folder, read_config
 
 
 def start(config: Config, hybrid: HybridConfig, preset: str, hardware: Hardware) -> tuple[int, Path]:
@@ -126,7 +126,9 @@ def judge_of(settings: SurgeryConfig, config: Config, dataset: Dataset, hardware
     elif settings.judge == "mixed":
         critic = MixedCritic(dataset.train, vocab_size, context=c.mixed_context, device=device)
     else:
-        model = prepare_model(load_critic(Path(settings.judge_run), dataset), hardware)
+        folder = Path(settings.judge_run)
+        check_judge(folder, config, dataset)
+        model = prepare_model(load_critic(folder, dataset), hardware)
         length = settings.prompt_tokens + settings.new_tokens
         critic = ModelCritic(model, vocab_size, length, hardware.autocast)
     lengths = None
@@ -138,6 +140,15 @@ def judge_of(settings: SurgeryConfig, config: Config, dataset: Dataset, hardware
         repetition_weight=settings.repetition_weight,
         lengths=lengths,
     )
+
+
+def check_judge(folder: Path, config: Config, dataset: Dataset) -> None:
+    """Raise ConfigError where the run in `folder` has learnt what this run validates on."""
+    theirs, record = read_config(folder)
+    ours, same = config.data, record.get("corpus", {}).get("sha256") == dataset.corpus_sha256
+    seen = same and not ours.val_corpus and theirs.data.val_fraction < ours.val_fraction
+    fix = f"it was trained on validation text: its data.val-fraction is below this run's {ours.val_fraction:g}"
+    require(not seen, "surgery.judge-run", str(folder), fix)
 
 
 def conduct(shared: Shared) -> int:

@@ -25,15 +25,15 @@ ArmName = Literal["surgeon", "none", "random"]
 class PhaseConfig:
     """How long the three phases are."""
 
-    grpo_steps: int = 1950
+    grpo_steps: int = 1800
     """Phase 1, the student alone: at most this many optimiser steps."""
-    plateau_window: int = 3
-    """Phase 1 ends early once this many evaluations in a row brought no better validation cross-entropy …"""
+    plateau_window: int = 4
+    """Phase 1 ends early once the mean validation cross-entropy of this many evaluations in a row …"""
     plateau_tolerance: float = 0.01
-    """… than the best before them, by more than this, in nats."""
-    surgeon_rounds: int = 90
+    """… is less than this below that of as many before them, in nats."""
+    surgeon_rounds: int = 80
     """Phase 2, the surgeon alone on the frozen student: rounds of `surgery.candidates` evaluations."""
-    both_steps: int = 750
+    both_steps: int = 600
     """Phase 3, both: optimiser steps of the student."""
 
     def __post_init__(self) -> None:

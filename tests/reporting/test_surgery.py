@@ -23,7 +23,7 @@ MADE = {
 def arm(ce: float, **more: Any) -> dict[str, Any]:
     """One arm's end."""
     same = {"steps": 100, "tokens": 1e4, "seconds": 5.0, "val_accuracy": 0.3, "val_ece": 0.02, "ce_jumps": None}
-    return same | {"val_ce": ce, "trials": 9, "accepted": 2, "accepted_gain": 0.01} | more
+    return same | {"val_ce": ce, "trials": 9, "accepted": 2, "accepted_gain": 0.01, "unseen_gain": 0.004} | more
 
 
 def result(seed: int, gain: float, noise: float = 0.001, random: float = 0.0) -> dict[str, Any]:
@@ -61,7 +61,24 @@ def test_chance_that_does_as_well_is_said():
     """Catches praise for a surgeon whose gain random edits have too."""
     runs = [result(i, 0.030 + 0.001 * i, random=0.030 + 0.0012 * i) for i in (1, 2, 3)]
     assert verdict(runs).startswith("Improvement") and "Against random edits: -0.0004" in verdict(runs)
-    assert "(none)" in verdict(runs)
+    assert "(none)" in verdict(runs) and "Chance under the same rule does as well" in verdict(runs)
+    assert "Chance" not in verdict([result(i, 0.030 + 0.001 * i) for i in (1, 2, 3)])
+
+
+def test_a_plateau_that_was_none_is_said():
+    """Catches an answer to the question of the plateau from runs that were still learning."""
+    runs = [result(i, 0.03 + 0.001 * i) for i in (1, 2, 3)]
+    assert "stagnated" not in verdict(runs)
+    runs[1]["phase_1"]["stagnated"] = False
+    assert "Phase 1 had not stagnated with 1 of 3 seeds" in verdict(runs)
+    assert "Phase 1 had not stagnated: " in verdict(runs[1:2])
+
+
+def test_time_better_spent_is_said():
+    """Catches an improvement at equal tokens that hides what the same time would have brought."""
+    one = result(1, 0.03)
+    one["arms"]["none-same-time"] = arm(1.9, gain=0.1, gain_noise=0.001)
+    assert verdict([one]).startswith("Improvement") and "Further steps are the better use" in verdict([one])
 
 
 def test_without_its_control_there_is_no_verdict():
