@@ -239,6 +239,8 @@ class MethodConfig:
     """w_r: weight of the reality expert in the geometric mean."""
     critic_weight: float = 0.3
     """w_c: weight of the critic expert in the geometric mean."""
+    critic_trust: Literal["constant", "known"] = "constant"
+    """known: w_c falls, in favour of w_r, where training text shows that the critic is too sure (avatarl/trust.py)."""
     epsilon: float = 0.1
     """ε: mass that the reality expert spreads over the actions other than gold."""
     sparsify: Literal["above_mean", "none"] = "above_mean"
@@ -488,12 +490,23 @@ class Config:
             self.critic.cache,
             "a cache judges the corpus's own tokens, not those of --method.context student; leave one of them out",
         )
+        if self.train.objective == "avatarl" and self.method.critic_trust == "known":
+            self._check_trust()
         if self.train.objective == "bootstrap":
             self.bootstrap.check_model(self.model.block_size, self.model.dropout)
             fix = "a bootstrapping run is small, and every process holds it whole; use ddp"
             require(self.run.parallel != "fsdp", "run.parallel", self.run.parallel, fix)
         top, k = self.critic.cache_top, self.method.top_k
         require(top == 0 or top >= k, "critic.cache-top", top, f"the critic proposes method.top-k = {k}; keep as many")
+
+    def _check_trust(self) -> None:
+        """What is known about a critic before training must hold throughout, and not come from reading gold."""
+        label, members = "method.critic-trust", self.critic.members
+        fix = "the student's past changes while it trains; use another --critic.kind, or --method.critic-trust constant"
+        require("self" not in members, label, "known", fix)
+        counts = {"ngram", "mixed", "suffix"} & set(members)
+        fix = "a critic that counts gold itself looks right everywhere; leave --critic.leave-one-out on"
+        require(not counts or self.critic.leave_one_out, label, "known", fix)
 
     @property
     def row_length(self) -> int:

@@ -9,6 +9,7 @@ from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
 from avatarl.objective import AvataRL, CrossEntropy
 from avatarl.suffixes import SuffixCritic
+from avatarl.trust import fit_trust
 from config import Config, require
 from data.critic_cache import CriticCache
 from model import GPT
@@ -131,6 +132,10 @@ def build_objective(
         ]
         critic_flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)
         critic = judges[0] if len(judges) == 1 else EnsembleCritic(judges, list(members.values()), vocab_size)
+    trust = None
+    if method.critic_trust == "known":
+        assert critic is not None and past is None  # the config saw to it
+        trust = fit_trust(critic, train, vocab_size, config.model.block_size, device)
     return AvataRL(
         student,
         method,
@@ -141,4 +146,5 @@ def build_objective(
         twin=twin,
         critic_flops=critic_flops,
         autocast=autocast,
+        trust=trust,
     )

@@ -18,6 +18,7 @@ from avatarl.metrics import MetricSums
 from avatarl.reward import Weight, consensus
 from avatarl.reward import rewards as reward_of
 from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, product_dtype, scaled
+from avatarl.trust import Trust
 
 PRODUCT_ROWS = 4096  # of the unembedding's gradient at a time: their product is still in a CPU's cache when added
 
@@ -39,6 +40,8 @@ class LossSettings(NamedTuple):
     use_entropy: bool = True
     """False where β is 0 throughout the run: the entropy's gradient is then skipped."""
     proposals: Literal["both", "critic"] = "both"
+    trust: Trust | None = None
+    """How far the critic is believed, position by position; None: everywhere alike."""
 
 
 def reinforce_loss(
@@ -90,11 +93,15 @@ def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, T
         student_proposes=getattr(s, "proposals", "both") == "both",
     )
     critic = opinion.log_probs(actions.ids)
+    reality_weight, critic_weight = s.reality_weight, s.critic_weight
+    if (trust := getattr(s, "trust", None)) is not None:
+        favourite = critic[:, 1 + s.top_k]  # the first of the critic's columns, whether or not it is a duplicate
+        reality_weight, critic_weight = trust.shares(opinion, favourite, reality_weight, critic_weight)
     p_ref = consensus(
         actions,
         critic,
-        reality_weight=s.reality_weight,
-        critic_weight=s.critic_weight,
+        reality_weight=reality_weight,
+        critic_weight=critic_weight,
         epsilon=s.epsilon,
     )
     reward = reward_of(

@@ -130,6 +130,12 @@ class NgramOpinion:
         gold = None if self._gold is None else (self._gold[0][here], self._gold[1][here])
         return NgramOpinion(self._table, self._rows[here], self._weights[here], self._floor[here], gold)
 
+    def evidence(self) -> Tensor:
+        """How often the longest context that was seen was seen, less the own occurrence: (N,) float32."""
+        seen = self._weights > 0  # (N, J); the longest of them has the weight 1 / C
+        longest = seen.byte().argmax(-1, keepdim=True)
+        return 1 / self._weights.gather(-1, longest)[:, 0].clamp_min(1e-9)
+
     def top_ids(self, k: int) -> Tensor:
         """The k likeliest tokens, best first, ties to the lowest id: (N, k) int64.
 

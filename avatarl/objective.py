@@ -18,6 +18,7 @@ from avatarl.critics import Autocast, Critic, CriticOpinion, PastCritic, model_o
 from avatarl.loss import LossSettings, fused_avatarl_loss, group_loss, judge
 from avatarl.metrics import MetricSums, policy_metrics
 from avatarl.schedules import Schedules
+from avatarl.trust import Trust
 from config import MethodConfig
 from data.batches import Batch
 from model import GPT
@@ -58,8 +59,8 @@ class AvataRL(nn.Module):
 
     `critic` judges, at `critic_flops` per token; without one, `past` (the student's EMA or ring) or `twin` (a
     second student, which learns by the same rules with the first as its critic) does. A `past` beside a critic is
-    a member of that ensemble, and follows the student. Past and twin are part of the checkpoint; a frozen critic is
-    not.
+    a member of that ensemble, and follows the student. `trust` lowers the critic's weight where it is known to be
+    poor. Past and twin are part of the checkpoint; a frozen critic and its trust are not.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class AvataRL(nn.Module):
         twin: GPT | None = None,
         critic_flops: float | None = None,
         autocast: Autocast = nullcontext,
+        trust: Trust | None = None,
     ) -> None:
         super().__init__()
         if critic_flops is None:
@@ -82,7 +84,7 @@ class AvataRL(nn.Module):
         if (critic is None) == (twin is None):
             raise ValueError("AvataRL needs either a critic (the student's past is one) or a twin")
         self.student, self.past, self.twin = student, past, twin
-        self.method, self.seed, self.autocast = method, seed, autocast
+        self.method, self.seed, self.autocast, self.trust = method, seed, autocast, trust
         self._critics, self._critic_flops = (critic,), critic_flops  # in a tuple: `past` is not registered twice
         self.inner_epochs = method.inner_epochs
         device = student.wte.weight.device
@@ -106,6 +108,7 @@ class AvataRL(nn.Module):
             active_k=now["top_k"] if self.schedules.k_varies else None,
             use_entropy=self.schedules.ever_entropy,
             proposals=m.proposals,
+            trust=self.trust,
         )
 
     def forward(

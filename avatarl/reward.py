@@ -41,8 +41,9 @@ def consensus(
 ) -> Tensor:
     """Normalised weighted geometric mean of the two experts over A: (N, K), rows sum to 1, 0 where invalid.
 
-    critic_log_probs (N, K) belong to actions.ids and are normalised over the full vocabulary. The weights and
-    ε are numbers or 0-d tensors. DESIGN section 3, steps 2 and 3.
+    critic_log_probs (N, K) belong to actions.ids and are normalised over the full vocabulary. The weights are
+    numbers, 0-d tensors, or (N, 1) where positions differ; ε is a number or a 0-d tensor. DESIGN section 3, steps 2
+    and 3.
     """
     critic = critic_log_probs if critic_log_probs.dtype == torch.float64 else critic_log_probs.float()
     reality = reality_log_probs(actions.valid, epsilon, critic.dtype)

@@ -281,6 +281,13 @@ class SuffixOpinion:
         here = slice(start, stop)
         return SuffixOpinion(self._critic, self._low[here], self._high[here], self._places[here])
 
+    def evidence(self) -> Tensor:
+        """How often the longest context that was seen was seen, less the own occurrence: (N,) int64."""
+        own = self._critic.statistics.own(self._low, self._high, self._places)
+        often = self._high - self._low - own.long()  # (N, J), falling with the length
+        longest = (often > 0).sum(1, keepdim=True).clamp_min(1) - 1
+        return often.gather(1, longest)[:, 0]
+
     def top_ids(self, k: int) -> Tensor:
         """The k likeliest tokens, best first, ties to the lowest id: (N, k) int64."""
         return top_ids(self.full(), k)

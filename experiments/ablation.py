@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from cli import parse, run_main
 from experiments.figures import dots
-from experiments.rivals import NO_SCHEDULES
+from experiments.rivals import NO_SCHEDULES, falling
 from experiments.study import Entry, Row, StudySettings, conduct, publish, rate, stamp
 from experiments.tables import page, values_of
 
@@ -28,15 +28,8 @@ def constant(critic: float) -> dict[str, Any]:
     return {**NO_SCHEDULES, "method.critic-weight": critic, "method.reality-weight": round(1 - critic, 6)}
 
 
-def line(start: float, end: float) -> dict[str, Any]:
-    """w_c on a straight line from the first step to the last, w_r = 1 − w_c."""
-    return {
-        "method.critic-weight-schedule": f"0:{start:g},1:{end:g}",
-        "method.reality-weight-schedule": f"0:{1 - start:g},1:{1 - end:g}",
-    }
-
-
 EXPECTED = {"method.policy-weighting": "expected"}
+KNOWN = {"method.critic-trust": "known"}
 METHOD: Variants = {
     BASELINE: {},
     "cross-entropy": {"train.objective": "cross-entropy"},
@@ -48,11 +41,11 @@ METHOD: Variants = {
     "w_c 0.5 throughout": constant(0.5),
     "w_c 0.7 throughout": constant(0.7),
     "w_c 1 throughout: the critic alone": constant(1.0),
-    "w_c 0.8 → 0.3": line(0.8, 0.3),
-    "w_c 0.8 → 0.05": line(0.8, 0.05),
-    "w_c 0.5 → 0.2": line(0.5, 0.2),
-    "w_c 0.95 → 0.5": line(0.95, 0.5),
-    "w_c 0.3 → 0.8, rising": line(0.3, 0.8),
+    "w_c 0.8 → 0.3": falling(0.8, 0.3),
+    "w_c 0.8 → 0.05": falling(0.8, 0.05),
+    "w_c 0.5 → 0.2": falling(0.5, 0.2),
+    "w_c 0.95 → 0.5": falling(0.95, 0.5),
+    "w_c 0.3 → 0.8, rising": falling(0.3, 0.8),
     "k 1": {"method.top-k": 1},
     "k 4": {"method.top-k": 4},
     "k 8": {"method.top-k": 8},
@@ -62,6 +55,10 @@ METHOD: Variants = {
     "ε 0.3": {"method.epsilon": 0.3},
     "β 0.01": {"method.entropy-coef": 0.01},
     "β 0.05": {"method.entropy-coef": 0.05},
+    "k 4 → 16": {"method.top-k-schedule": "0:4,1:16"},
+    "ε 0.3 → 0.03": {"method.epsilon-schedule": "0:0.3,1:0.03"},
+    "β 0.05 → 0": {"method.entropy-coef-schedule": "0:0.05,1:0"},
+    "critic trusted by position": KNOWN,
     "exact policy gradient": EXPECTED,
     "group advantages": {**EXPECTED, "method.advantage": "group"},
     "group advantages, 4 inner epochs": {**EXPECTED, "method.advantage": "group", "method.inner-epochs": 4},
@@ -71,6 +68,11 @@ METHOD: Variants = {
     "critic: n-grams of 2 characters": {"critic.kind": "ngram", "critic.ngram-context": 2},
     "critic: n-grams of 3 characters": {"critic.kind": "ngram", "critic.ngram-context": 3},
     "critic: n-grams of 4 characters": {"critic.kind": "ngram", "critic.ngram-context": 4},
+    "critic: n-grams of 4 characters, trusted by position": {
+        **KNOWN,
+        "critic.kind": "ngram",
+        "critic.ngram-context": 4,
+    },
     "critic: n-grams of 6 characters": {"critic.kind": "ngram", "critic.ngram-context": 6},
     "critic: mixed n-grams of up to 5 characters": {"critic.kind": "mixed", "critic.mixed-context": 5},
     "critic: a suffix array's contexts of up to 8 characters": {"critic.kind": "suffix"},

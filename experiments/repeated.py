@@ -101,8 +101,8 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     }
     risen = ", ".join(f"{name} {change:+.4f}" for name, change in rise.items())
     return [
-        f"- Best along the run, AvataRL − cross-entropy: {gap_text(gaps(ours, base, at='best'))} nats.",
-        f"- At the end: {gap_text(gaps(ours, base))} nats.",
+        f"- Best along the run, AvataRL − cross-entropy, nats: {gap_text(gaps(ours, base, at='best'))}.",
+        f"- At the end, nats: {gap_text(gaps(ours, base))}.",
         f"- From the best to the end the loss changes by (nats, mean over seeds): {risen}.",
     ]
 

@@ -42,6 +42,14 @@ def rival(method: str, settings: Mapping[str, Any] | None = None, label: str = "
     )
 
 
+def falling(first: float, last: float) -> dict[str, Any]:
+    """w_c on a straight line from the first step to the last, w_r = 1 − w_c."""
+    return {
+        "method.critic-weight-schedule": f"0:{first:g},1:{last:g}",
+        "method.reality-weight-schedule": f"0:{1 - first:g},1:{1 - last:g}",
+    }
+
+
 def optimizer(name: str) -> dict[str, Any]:
     """The settings that choose an optimiser."""
     return {"optim.name": name}

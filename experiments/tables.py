@@ -124,17 +124,23 @@ def machine(made: Mapping[str, Any]) -> str:
 def heading(title: str, made: Mapping[str, Any], how: StudySettings, rows: Sequence[Row], note: str = "") -> list[str]:
     """Title, command, machine and conditions of a study."""
     seeds = f"Seeds 1 to {how.seeds}; mean ± standard deviation over seeds" if how.seeds > 1 else "One seed"
-    tuned, text = any(row.choice for row in rows), how.further.get("data.corpus", "tinyshakespeare")
+    tuned, text = any(row.choice for row in rows), validated_on(how)
     search = " Rows are tuned alike, by seed 1, over grids that grow to enclose the best or up to a limit."
     return [
         f"# {title}",
         "",
-        f"`{made['command']}` on {machine(made)}. {seeds}; whole validation split of {text}. {how.jobs} "
+        f"`{made['command']}` on {machine(made)}. {seeds}; validated on {text}. {how.jobs} "
         f"run{'s' * (how.jobs > 1)} at a time with {how.threads} thread{'s' * (how.threads > 1)} each; training time "
         f"leaves evaluations out and is a rough guide where runs share a machine.{search if tuned else ''}",
         *(["", note] if note else []),
         "",
     ]
+
+
+def validated_on(how: StudySettings) -> str:
+    """What the losses of a study are of."""
+    corpus, val = (how.further.get(key) for key in ("data.corpus", "data.val-corpus"))
+    return f"all of {val}" if val else f"the whole held-out split of {corpus or 'tinyshakespeare'}"
 
 
 def page(
@@ -162,7 +168,7 @@ def verdicts(rows: Sequence[Row], names: Sequence[str] = ()) -> list[str]:
         ece = [statistics.mean(values_of(r, "val/ece")) for r in (row, base)]
         where = f"{row.entry.group}: " if row.entry.group else ""
         ratio = f"at {ece[0] / ece[1]:.2f} times the calibration error" if ece[1] > 0 else "calibration aside"
-        apart = f"{row.entry.label} − {base.entry.label} = {spread(found)} nats, lower in {below(found)}"
+        apart = f"{row.entry.label} − {base.entry.label} = {'+' * (statistics.mean(found) > 0)}{spread(found)} nats, lower in {below(found)}"
         said.append(f"- {where}{apart}, {ratio}.")
     return said
 

@@ -1,6 +1,7 @@
 """What the studies train: every entry of every one is a run that starts."""
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 import train
 from checks import ConfigError
 from config import MethodConfig, differences
-from experiments import ablation, compare, precision, protocol, repeated, sizes, tokens
-from experiments.arms import built, flags
+from experiments import ablation, compare, precision, protocol, repeated, sizes, tokens, words
+from experiments.arms import ROOT, built, flags
 from experiments.rivals import PUBLISHED
 from experiments.study import Entry, StudySettings, common, rate
 
@@ -23,6 +24,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "repeated, 10m": (repeated, repeated.Settings(size="10m")),
     "sizes": (sizes, sizes.Settings()),
     "tokens": (tokens, tokens.Settings()),
+    "words": (words, words.Settings(judges=tuple(words.JUDGES))),
 }
 STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
     name: (module.entries(settings), settings) for name, (module, settings) in SETTINGS.items()
@@ -56,13 +58,13 @@ def test_the_command_line_takes_every_entry(study):
     merged: dict = {}
     for one in settings:  # all spellings at once, as parsing a command takes a tenth of a second
         merged |= {k: v for k, v in one.items() if k != "train.label-smoothing"}
-    for words in (settings[-1], merged):
-        train.read_command([entries[-1].preset, *flags(words)])
+    for told in (settings[-1], merged):
+        train.read_command([entries[-1].preset, *flags(told)])
 
 
 def test_the_comparison_treats_both_methods_alike():
     """Catches an arm with other rates, models or lengths than its rival: the gap would not be the method's."""
-    for entries, how in (STUDIES[name] for name in ("protocol", "compare", "sizes", "repeated")):
+    for entries, how in (STUDIES[name] for name in ("protocol", "compare", "sizes", "repeated", "words")):
         for group in {e.group for e in entries}:
             configs = [built(e.preset, settings_of(e, how)) for e in entries if e.group == group]
             for config in configs[1:]:
@@ -108,6 +110,19 @@ def test_a_part_of_the_ablation_keeps_its_baseline():
     assert labels == [ablation.BASELINE, "student proposes nothing"]
 
 
+def test_a_text_is_named_from_the_checkout(tmp_path, monkeypatch):
+    """Catches a study that only finds its texts where it was written, and a record with this machine's folders."""
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "text.txt").write_text("text")
+    monkeypatch.setenv("AVATARL_DATA", str(tmp_path))
+    found = words.Settings(train="some/text.txt", val="some/text.txt", also=("model.n-layer=1",)).further
+    assert found["data.corpus"] == found["data.val-corpus"] and not os.path.isabs(found["data.corpus"])
+    assert (ROOT / found["data.corpus"]).resolve() == (tmp_path / "some" / "text.txt").resolve()
+    assert found["data.tokenizer"] == "bpe" and found["model.n-layer"] == 1
+    with pytest.raises(ConfigError, match="AVATARL_DATA"):
+        words.text_file("some/other.txt")
+
+
 @pytest.mark.parametrize("size", ["4", "x128", "0x64", "2x0", "2x50", "two x 64"])
 def test_a_size_that_is_none(size):
     """Catches a ladder that fails at its last rung."""
@@ -124,6 +139,9 @@ def test_a_size_that_is_none(size):
         (repeated, {"share": 0.0}),
         (repeated, {"dropouts": (1.0,)}),
         (repeated, {"decays": ()}),
+        (words, {"judges": ("model",)}),
+        (words, {"falls": ("0.9",)}),
+        (words, {"falls": ("0.9:1.2",)}),
     ],
 )
 def test_bad_input(study, settings):

@@ -95,6 +95,14 @@ def test_a_page_names_its_command_machine_and_seeds():
         assert what in text
 
 
+def test_a_page_names_the_text_that_was_validated_on():
+    """Catches losses on one text told as another's."""
+    made, also = stamp("words", []), ("data.corpus=a.txt",)
+    assert "the whole held-out split of tinyshakespeare" in page("", made, StudySettings(), [BASE])
+    assert "the whole held-out split of a.txt" in page("", made, StudySettings(also=also), [BASE])
+    assert "all of b.txt" in page("", made, StudySettings(also=(*also, "data.val-corpus=b.txt")), [BASE])
+
+
 def test_figures_hold_every_row_and_no_hole():
     """Catches a figure that breaks on one seed, one evaluation, equal losses or a diverged run."""
     lone, flat = row("lone", [[1.5]]), row("flat", [[1.5, 1.5, 1.5]])

@@ -1,0 +1,118 @@
+"""AvataRL against cross-entropy where tokens are pieces of words: BPE of 1,024, little text, read a few times.
+
+    python -m experiments.words                          wikitext-2 below $AVATARL_DATA or data/: train on its test.txt
+    python -m experiments.words --train A.txt --val B.txt --vocabulary 2048
+    python -m experiments.words --judges suffix mixed --falls 0.9:0.6 0.8:0.1
+
+The protocol's model, batches and lengths. Every judge is built from the training text alone; each is tried with every
+hand-over of the vote (the critic's weight at the first and at the last step), and all entries are tuned alike.
+`python -m experiments.judges --tokenizer bpe` says what the judges know by themselves. Writes results/words/:
+record.json, runs.jsonl, table.md and figure.svg.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cli import parse, run_main
+from config import ConfigError, require
+from data.corpora import DATA_FOLDER
+from experiments.arms import ROOT
+from experiments.figures import curves
+from experiments.rivals import falling, optimizer, rival
+from experiments.study import Entry, StudySettings, conduct, publish, rate, stamp
+from experiments.tables import page, verdicts
+
+JUDGES: dict[str, dict[str, Any]] = {
+    "ngram": {"critic.kind": "ngram", "critic.ngram-context": 2},
+    "mixed": {"critic.kind": "mixed", "critic.mixed-context": 3},
+    "suffix": {"critic.kind": "suffix"},
+}
+"""Judges with the context, in tokens, that suits this little text."""
+
+
+@dataclass(frozen=True)
+class Settings(StudySettings):
+    """Both methods on pieces of words."""
+
+    train: str = "wikitext-2/test.txt"
+    """Text to train on: a path, also one below $AVATARL_DATA or data/."""
+    val: str = "wikitext-2/valid.txt"
+    """Text to validate on, all of it."""
+    vocabulary: int = 1024
+    """Tokens of the BPE, learned from the training text."""
+    judges: tuple[str, ...] = ("suffix",)
+    """AvataRL's critics: ngram, mixed, suffix."""
+    falls: tuple[str, ...] = ("0.9:0.6", "0.8:0.1")
+    """Hand-overs tried, as first:last weight of the critic; reality has the rest."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Optimiser of all."""
+    evaluations: int = 4
+    """Evaluations along a run, the last at its end: the points of its curve."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = len(self.judges) > 0 and set(self.judges) <= set(JUDGES)
+        require(known, "judges", self.judges, f"use some of {', '.join(JUDGES)}")
+        require(len(self.falls) > 0, "falls", self.falls, "name at least one, such as 0.9:0.6")
+        for fall in self.falls:
+            ends(fall)
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """Settings of every run: the texts and the tokens, and what --also says."""
+        texts = {"data.corpus": self.train, "data.val-corpus": self.val}
+        tokens = {"data.tokenizer": "bpe", "data.bpe-vocab": self.vocabulary}
+        return {**{key: text_file(path) for key, path in texts.items()}, **tokens, **super().further}
+
+
+def ends(fall: str) -> tuple[float, float]:
+    """ "0.9:0.6" as two weights. Raises ConfigError for anything else."""
+    first, _, last = fall.partition(":")
+    try:
+        weights = float(first), float(last)
+    except ValueError:
+        raise ConfigError(f"falls = {fall!r}: write first:last, such as 0.9:0.6") from None
+    require(all(0 <= weight <= 1 for weight in weights), "falls", fall, "use weights from 0 to 1")
+    return weights
+
+
+def text_file(name: str) -> str:
+    """Where a text lies, seen from the checkout: the path given, or one below $AVATARL_DATA or data/.
+
+    A run's settings name it so, whatever the machine. Raises ConfigError where it is nowhere.
+    """
+    roots = [Path(), *([Path(os.environ["AVATARL_DATA"])] if os.environ.get("AVATARL_DATA") else []), DATA_FOLDER]
+    for root in roots:
+        if (root / name).is_file():
+            return os.path.relpath((root / name).resolve(), ROOT)
+    raise ConfigError(f"{name}: there is no such file here, below $AVATARL_DATA or below data/; use --train and --val")
+
+
+def entries(settings: Settings) -> list[Entry]:
+    """Cross-entropy, and AvataRL with every judge and hand-over."""
+    own = optimizer(settings.optimizer)
+    made = [rival("cross-entropy", own)]
+    for judge in settings.judges:
+        for fall in settings.falls:
+            first, last = ends(fall)
+            label = f"AvataRL, {judge}, w_c {first:g} → {last:g}"
+            made.append(rival("AvataRL", {**own, **JUDGES[judge], **falling(first, last)}, label))
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the study and write its figures; returns the exit code."""
+    settings = parse(Settings, words, prog="python -m experiments.words", description=__doc__ or "")
+    made = stamp("words", words)
+    rows = conduct(entries(settings), settings, "words", [rate(settings)])
+    title = f"Pieces of words (BPE of {settings.vocabulary:,}), {settings.steps:,} steps of 768 tokens"
+    text = page(title, made, settings, rows, after=verdicts(rows))
+    publish(settings, made, rows, text, curves(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
