@@ -1,10 +1,14 @@
 """Files that are either whole or not there: written beside their target, synced, then renamed onto it."""
 
+import errno
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+"""What a file system answers that cannot flush a folder; a disk that fails or is full answers something else."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -29,10 +33,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush every file below `folder`, and the folder itself, to the disk."""
+    """Flush every file below `folder`, and the folder itself, to the disk.
+
+    Some network file systems cannot flush a folder, and say so (EINVAL, ENOTSUP and the like): they are believed.
+    """
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            _flush(path)
+        except OSError as error:
+            if not (path.is_dir() and error.errno in UNABLE):
+                raise
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

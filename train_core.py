@@ -25,9 +25,9 @@ from generation import generate
 from model import GPT
 from training import checkpoint as checkpoints
 from training.checkpoint import TrainState
-from training.distributed import World, all_sum, any_rank
+from training.distributed import World, all_sum, ask_all
 from training.evaluation import evaluate
-from training.finite import BadSteps, finite_everywhere, step_where
+from training.finite import BadSteps, share_of, step_where
 from training.hardware import Hardware, matmul_peak, peak_memory_gb, synchronise
 from training.optim import clip_gradients, lr_share, set_lr
 from training.parallel import backward_of, gathered, is_sharded, wrapped
@@ -149,6 +149,7 @@ def fit(job: Job) -> int:
             evaluating = last or is_every(config.eval.every, state.step + 1) or state.step + 1 in further
             saving = last or is_every(config.train.checkpoint_every, state.step + 1)
             waiting = due or evaluating or saving
+            stopped = ask_all(lambda: stop.signal is not None)
             with meter.running():
                 loss, norm, metrics = learn(job, micros, measure=due)
                 job.objective.after_step(state.step)
@@ -161,7 +162,7 @@ def fit(job: Job) -> int:
             meter.after_step(loss, norm, metrics, share, due)
             if evaluating:
                 measure_validation(job)
-            stopping = any_rank(stop.signal is not None)
+            stopping = stopped()
             if stopping or saving:
                 check_finite(job)
                 save(job)
@@ -197,13 +198,13 @@ def learn(job: Job, micros: list[Batch], measure: bool) -> tuple[Tensor, Tensor,
             with backward_of(job.module, last):
                 with job.hardware.autocast():
                     loss, metrics = job.module(micro, state.step, rollout, measure and epoch == 0)
-                (loss / len(micros)).backward()
+                share_of(loss, len(micros)).backward()
             losses.append(loss.detach())
             if epoch == 0:
                 found.append(metrics)
         mean_loss = torch.stack(losses).mean()
         norm = clip_gradients(job.module, config.optim.grad_clip)
-        finite = finite_everywhere(mean_loss, norm)
+        finite = torch.isfinite(norm)
         step_where(finite, job.optimizers)
         job.bad_steps.count(finite)
         job.module.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ for four imports of PyTorch; what they run is what torchrun's workers run.
 
 import contextlib
 import io
-import multiprocessing
+import multiprocessing.context
 import os
 import pickle
 import signal
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -40,11 +41,7 @@ def together(count: int, work: Callable[..., Any], *rest: Any, timeout: float = 
     `work` is a function of a module, its result can be pickled. Raises AssertionError with what a process said
     when it does not end well.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    with mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):  # the server finds what it is to import there alone
-        forkserver.ensure_running()
-    port, here_now = free_port(), os.getcwd()
+    context, port, here_now = _server(), free_port(), os.getcwd()
     parents, processes = [], []
     for rank in range(count):
         parent, child = context.Pipe(duplex=False)
@@ -60,6 +57,26 @@ def together(count: int, work: Callable[..., Any], *rest: Any, timeout: float = 
         for process in processes:
             process.kill()
             process.join()
+
+
+def apart(work: Callable[..., Any], *rest: Any) -> BaseProcess:
+    """work(*rest), begun in a process of its own in this folder: to be killed, or waited for with `join`."""
+    process = _server().Process(target=_in_folder, args=(os.getcwd(), work, rest))
+    process.start()
+    return process
+
+
+def _server() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):  # the server finds what it is to import there alone
+        forkserver.ensure_running()
+    return context
+
+
+def _in_folder(folder: str, work: Callable[..., Any], rest: Any) -> None:
+    os.chdir(folder)
+    work(*rest)
 
 
 def _answer(rank: int, pipe: Any, timeout: float) -> Any:

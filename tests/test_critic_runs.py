@@ -10,13 +10,13 @@ import pytest
 
 import one_run
 from config import PRESETS
+from tests.processes import on
 from tests.test_launch import CRITIC, JUDGED
 from tests.tiny_train import (
     PRESET,
     Outcome,
     before_step,
     crash,
-    elsewhere,
     files_below,
     flags,
     here,
@@ -182,10 +182,7 @@ def test_two_processes_write_one_cache(place):
     assert cached("alone", train_steps=4).code == 0
     before = contents(caches()[0])
     shutil.rmtree("runs/critics")
-    words = flags(run_name="two", data_corpus="corpus.txt", critic_cache=True, eval_ladder=0, train_steps=4)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    outcome = elsewhere(PRESET, *words, cwd=place, launcher=launcher, timeout=120)
-    assert outcome.code == 0, outcome.err
+    on(2, "two", critic_cache=True, eval_ladder=0, train_steps=4)
     assert contents(caches()[0]) == before
     alone, two = (json.loads((Path("runs") / name / "result.json").read_text()) for name in ("alone", "two"))
     assert abs(alone["val_ce"] - two["val_ce"]) < 1e-4

@@ -56,7 +56,7 @@ def test_no_page_has_a_place_left_to_fill():
         assert not re.search(r"@[A-Z]+@", page.read_text(encoding="utf-8")), page
 
 
-PARTS = {"__init__", "arms", "study", "tables", "figures", "rivals"}
+PARTS = {"__init__", "arms", "bootstrap_facts", "study", "tables", "figures", "rivals"}
 """What studies are made of; every other file of experiments/ is one."""
 
 

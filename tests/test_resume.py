@@ -76,19 +76,18 @@ def test_killed_at_a_random_moment(place):
     The moment is random: a failure names it. Only timing can make it pass by luck, never fail by chance.
     """
     length: dict[str, Any] = {"train_steps": 300, "eval_every": 100}
-    settings = flags(run_name="killed", data_corpus="corpus.txt", train_checkpoint_every=10, **length)
-    script = [sys.executable, str(ROOT / "train.py"), PRESET, *settings]
-    process = subprocess.Popen(script, cwd=place, env=environment(), stdout=subprocess.DEVNULL)
+    process = apart(command, words("killed", train_checkpoint_every=10, **length))
     run, pause = Path("runs/killed"), 0.3 * random.random()
     try:
         deadline = time.monotonic() + 60
         while not (run / "checkpoints" / "latest").exists():
-            assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
+            assert process.is_alive() and time.monotonic() < deadline, "no checkpoint came"
             time.sleep(0.01)
         time.sleep(pause)
     finally:
         process.kill()
-    assert process.wait() == -signal.SIGKILL, "the run was over before it was killed: make it longer"
+        process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run was over before it was killed: make it longer"
     resumed(run)
     whole = trained("whole", **length)
     assert same(weights(run, 300), weights(whole, 300)), f"killed {pause} s after the first checkpoint"

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 import train_core
 from avatarl.objective import AvataRL
-from tests.tiny_train import PRESET, before_step, elsewhere, flags, here, lines, same, trained, weights
+from tests.tiny_train import PRESET, before_step, flags, here, lines, same, trained, weights
 
 # Twenty steps at the rates of the first twenty of the default preset. They matter: Muon orthogonalises in bfloat16,
 # so a last bit of a gradient can become a third digit of an update.
@@ -41,30 +40,6 @@ def test_accumulation_changes_nothing(place, optimizer):
     assert_same_curve(runs[0], runs[1])
     assert_same_curve(runs[0], runs[2])
     assert lines(runs[0])[-2]["train/loss"] < lines(runs[0])[1]["train/loss"] - 0.01, "the run did not learn"
-
-
-def test_two_processes_give_the_curve_of_one(place):
-    """Catches gradients that are not averaged, ranks that see the same rows, and evaluation of one rank's share."""
-    alone = trained("alone", **CURVE)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    outcome = run_python(place, *launcher, run_name="together", train_grad_accum=2, **CURVE)
-    assert outcome.code == 0, outcome.err
-    assert_same_curve(alone, Path("runs/together"))
-    assert outcome.out.count("step     20  val CE") == 1, "more than one process speaks"
-
-    # A checkpoint of two processes continues on one.
-    for run in (alone, Path("runs/together")):
-        assert here("--resume", str(run), "--train.steps", "22").code == 0
-    assert_same_curve(alone, Path("runs/together"))
-
-
-def run_python(place: Path, *launcher: str, **settings: Any) -> Any:
-    """train.py under a launcher."""
-    words = [PRESET, *flags(data_corpus="corpus.txt", **settings)]
-    return elsewhere(*words, cwd=place, launcher=launcher, timeout=120)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, where: str, steps: set[int]) -> None:

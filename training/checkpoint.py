@@ -24,6 +24,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
@@ -121,7 +122,9 @@ def _write(
     barrier()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dcp warns that a single process has no process group
-        dcp.save(_state(objective, optimizers), checkpoint_id=temporary / "state")
+        # What all hold is written by the first: the others may be on machines whose disk it never sees.
+        planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+        dcp.save(_state(objective, optimizers), checkpoint_id=temporary / "state", planner=planner)
     measured = state.val_ce is not None and state.val_step == state.step
     improved = measured and (state.best_ce is None or state.val_ce < state.best_ce)  # type: ignore[operator]
     if improved:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.rendezvous import meet, torchruns_store
@@ -48,6 +47,8 @@ def world_from_environment() -> World:
 def process_group(world: World, device: torch.device) -> Iterator[None]:
     """Join the process group of `world` for the duration of the block; nothing for a world of one.
 
+    On a CPU the process keeps to cores of its own meanwhile (see `own_cores`).
+
     An error of the machinery, such as that of a partner that died, is marked `leave_at_once`: to free what still
     waits for that partner would mean to wait for ever, and torchrun would not see that this process failed.
     """
@@ -56,6 +57,11 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         return
     # gloo stands beside nccl so that flags and sums on the host need no GPU.
     backends = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    with own_cores(world) if device.type == "cpu" else contextlib.nullcontext():
+        yield from _joined(world, backends)
+
+
+def _joined(world: World, backends: str) -> Iterator[None]:
     store = torchruns_store()
     if store is None:
         dist.init_process_group(backends)
@@ -82,6 +88,23 @@ def _leave_group() -> None:
     dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def own_cores(world: World) -> Iterator[None]:
+    """Within the block this thread, and those that it starts, run on this process's share of the machine's cores.
+
+    So no thread that carries messages can push one that computes onto the core of another, where both would wait
+    for the scheduler's next look. Nothing where processes outnumber cores, or the system does not let them choose.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    begin, end = (rank * len(cores) // world.local_size for rank in (world.local_rank, world.local_rank + 1))
+    with contextlib.ExitStack() as before:
+        if len(cores) >= world.local_size:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, cores[begin:end])
+                before.callback(os.sched_setaffinity, 0, cores)
+        yield
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, in place."""
     if dist.is_initialized():
@@ -89,13 +112,21 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any process: the same answer on all of them."""
+def ask_all(mine: Callable[[], bool]) -> Callable[[], bool]:
+    """Ask whether `mine` is true on any process; what is returned gives the answer, the same on all of them.
+
+    Processes answer what holds now, and compute while the votes travel; a process alone answers when it is asked.
+    """
     if not dist.is_initialized():
-        return flag
-    votes = torch.tensor(float(flag))
-    dist.all_reduce(votes)
-    return bool(votes > 0)
+        return mine
+    votes = torch.tensor(float(mine()))
+    counting = dist.all_reduce(votes, async_op=True)
+
+    def answer() -> bool:
+        counting.wait()
+        return bool(votes > 0)
+
+    return answer
 
 
 def from_all(world: World, mine: Result) -> list[Result]:
@@ -107,23 +138,44 @@ def from_all(world: World, mine: Result) -> list[Result]:
     return box
 
 
-def shared_out(items: Tensor, work: Callable[[Tensor], Tensor], turn: int = 0) -> Tensor:
-    """work(items) for `work` that keeps the shape of items (M, …) and treats each alone; processes share the items.
+def shared_out(stacks: list[list[Tensor]], work: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
+    """The matrices of work(stack) for each stack of matrices of one shape; processes share the matrices.
 
-    Item i is done by process i + `turn`, and sent to all: so all have the same bits, and several calls with turns
-    of their own even out.
+    `work` takes M of them at once, (M, rows, columns), treats each alone and keeps their shape. One process does a
+    matrix and sends it to all, so that all have the same bits; everything travels in one exchange.
     """
     size = dist.get_world_size() if dist.is_initialized() else 1
     if size == 1:
-        return work(items)
-    first = (dist.get_rank() - turn) % size
-    each = -(-len(items) // size)
-    made = work(items[first::size])
-    made = F.pad(made.contiguous(), (0, 0) * (items.ndim - 1) + (0, each - len(made)))  # (each, …)
-    found = made.new_empty(size, *made.shape)
-    dist.all_gather(list(found), made)
-    in_turn = found.roll(-turn, 0)
-    return in_turn.transpose(0, 1).flatten(0, 1)[: len(items)]
+        return [list(work(torch.stack(stack)).unbind()) for stack in stacks]
+    owners = divided([(len(stack), *stack[0].shape) for stack in stacks], size)
+    rank = dist.get_rank()
+    made, lengths, places = list[Tensor](), [0] * size, list[tuple[int, int]]()
+    for stack, whose in zip(stacks, owners, strict=True):
+        mine = [m for m, owner in zip(stack, whose, strict=True) if owner == rank]
+        made.append(work(torch.stack(mine) if mine else stack[0].new_empty(0, *stack[0].shape)).flatten())
+        for owner in whose:
+            places.append((owner, lengths[owner]))
+            lengths[owner] += stack[0].numel()
+    sent = torch.cat([*made, made[0].new_zeros(max(lengths) - lengths[rank])])
+    found = sent.new_empty(size, len(sent))
+    dist.all_gather_into_tensor(found, sent)
+    place = iter(places)
+    return [
+        [found[owner, at:][: m.numel()].view_as(m) for m in stack for owner, at in [next(place)]] for stack in stacks
+    ]
+
+
+def divided(shapes: list[tuple[int, ...]], size: int) -> list[list[int]]:
+    """Which of `size` processes does each matrix of stacks of `shapes` (M, rows, columns): all have about equal work.
+
+    A matrix costs as much as its product with its own transpose; the dearest are given away first.
+    """
+    costs = [(max(sides) * min(sides) ** 2, k, i) for k, (count, *sides) in enumerate(shapes) for i in range(count)]
+    owners, load = [[0] * s[0] for s in shapes], [0] * size
+    for cost, k, i in sorted(costs, key=lambda c: -c[0]):
+        owners[k][i] = rank = load.index(min(load))
+        load[rank] += cost
+    return owners
 
 
 def from_first(world: World, make: Callable[[], Result]) -> Result:

@@ -1,23 +1,21 @@
 """Steps whose loss or gradient is not finite: skipped by all processes, counted, and no GPU waits for the host.
 
 On a CPU the host looks at once. On a GPU the flag stays there: AdamW's fused kernel and Muon leave weights and
-state alone where it is set, and the counts are read when numbers are logged or saved anyway.
+state alone where it is set, and the counts are read when numbers are logged or saved anyway. No process asks the
+others: what is not finite on one of them makes the sum of the gradients so.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 
-def finite_everywhere(*values: Tensor) -> Tensor:
-    """Whether all 0-d `values` are finite on every process: a 0-d bool on their device."""
-    finite = torch.isfinite(torch.stack([v.float() for v in values])).all()
-    if not dist.is_initialized():
-        return finite
-    votes = finite.int()
-    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-    return votes.bool()
+def share_of(loss: Tensor, parts: int) -> Tensor:
+    """loss / parts; where the 0-d loss is not finite, all gradients of it are NaN.
+
+    Gradients are summed over processes, so their norm then says the same to all, and nobody has to ask.
+    """
+    return loss / torch.where(torch.isfinite(loss.detach()), parts, torch.nan)
 
 
 def step_where(finite: Tensor, optimizers: list[Optimizer]) -> None:

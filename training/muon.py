@@ -73,38 +73,43 @@ class Muon(torch.optim.Muon):
             for p in group["params"]:
                 if p.grad is not None:
                     stacks[p.shape].append(p)
-            turn = 0
-            for shape, parameters in stacks.items():
-                self._update(parameters, group, max(1.0, shape[0] / shape[1]) ** 0.5, turn)
-                turn += len(parameters)
+            ahead = [self._follow(parameters, group) for parameters in stacks.values()]
+            orthogonal = partial(orthogonalize, steps=group["ns_steps"], dtype=self.dtype)
+            cut = [parameters[0] for parameters in stacks.values() if isinstance(parameters[0], DTensor)]
+            if cut:
+                stacked = zip(map(torch.stack, ahead), cut, strict=True)
+                updates = [list(of_whole(rows, like, orthogonal).unbind()) for rows, like in stacked]
+            else:
+                updates = shared_out(ahead, orthogonal)
+            for parameters, update in zip(stacks.values(), updates, strict=True):
+                self._update(parameters, update, group)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any], ratio: float, turn: int) -> None:
-        """Update matrices of one shape; the rate is multiplied by `ratio`, torch's default adjustment.
-
-        `turn`: whose turn among the processes it is to begin.
-        """
+    def _follow(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Let the momenta of matrices of one shape follow their gradients; returns what is to be orthogonalised."""
         momenta = []
         for p in parameters:
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            momenta.append(state["momentum_buffer"])
-        like = parameters[0]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        parameters, momenta, gradients = (list(map(own_rows, some)) for some in (parameters, momenta, gradients))
-        rate, decay = group["lr"] * ratio, group["lr"] * group["weight_decay"]
+            momenta.append(own_rows(state["momentum_buffer"]))
+        gradients = [own_rows(p.grad) for p in parameters if p.grad is not None]
         bad = getattr(self, "found_inf", None)
-        if bad is not None:  # momentum that meets itself stays; the update is multiplied by 0
+        if bad is not None:  # momentum that meets itself stays
             gradients = [torch.where(bad > 0, m, g) for m, g in zip(momenta, gradients, strict=True)]
-            rate, decay = rate * (1 - bad), decay * (1 - bad)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        orthogonal = partial(orthogonalize, steps=group["ns_steps"], dtype=self.dtype)
-        stack = torch.stack(list(ahead))  # (M, rows, columns), or this process's rows of each
-        updates = (
-            of_whole(stack, like, orthogonal) if isinstance(like, DTensor) else shared_out(stack, orthogonal, turn)
-        )
-        updates = updates.float()
-        torch._foreach_mul_(parameters, 1 - decay)
-        torch._foreach_add_(parameters, list(updates.mul_(-rate).unbind()))
+        return list(torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta)
+
+    def _update(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+        """Decay and move matrices of one shape; the rate has torch's default adjustment to it."""
+        rows, columns = parameters[0].shape
+        rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+        decay = group["lr"] * group["weight_decay"]
+        bad = getattr(self, "found_inf", None)
+        if bad is not None:  # multiplied by 0
+            rate, decay = rate * (1 - bad), decay * (1 - bad)
+        moved = [update.float() for update in updates]
+        torch._foreach_mul_(moved, -rate)
+        whole = list(map(own_rows, parameters))
+        torch._foreach_mul_(whole, 1 - decay)
+        torch._foreach_add_(whole, moved)

@@ -67,11 +67,16 @@ def wrapped(objective: nn.Module, world: World, device: torch.device) -> nn.Modu
     """The module whose forward and backward keep all processes' parameters the same."""
     if world.size == 1 or is_sharded(objective):
         return objective
-    ids = [device.index] if device.type == "cuda" else None
+    gpu = device.type == "cuda"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls it forward_sync_buffers, 2.9 does not
         module = DistributedDataParallel(
-            objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            objective,
+            device_ids=[device.index] if gpu else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            # Said so, the first bucket is no smaller: on a CPU its exchange would only disturb the backward pass.
+            bucket_cap_mb=None if gpu else 25,
         )
     settle_buckets(module, objective)
     return module

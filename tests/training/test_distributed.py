@@ -1,8 +1,9 @@
 """The world as torchrun describes it; without torchrun, a world of one in which every call is a no-op.
 
-That two processes give the curve of one is tested in test_train_core.py.
+That two processes give the curve of one is tested in test_parallel.py.
 """
 
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,17 @@ import torch
 import torch.distributed as dist
 
 from tests.tiny_train import ROOT, environment
-from training.distributed import World, all_sum, any_rank, barrier, from_first, process_group, world_from_environment
+from training.distributed import (
+    World,
+    all_sum,
+    ask_all,
+    barrier,
+    divided,
+    from_first,
+    own_cores,
+    process_group,
+    world_from_environment,
+)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
@@ -36,11 +47,64 @@ def test_a_world_of_one_agrees_with_itself():
     """Catches collective calls that need a process group where there is none."""
     tensor = torch.tensor([1.0, 2.0])
     assert all_sum(tensor).tolist() == [1.0, 2.0]
-    assert any_rank(True) is True and any_rank(False) is False
+    assert ask_all(lambda: True)() is True and ask_all(lambda: False)() is False
     barrier()
     assert from_first(World(), lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
         from_first(World(), lambda: 1 / 0)
+
+
+def test_alone_the_answer_is_the_latest():
+    """Catches a Ctrl-C during a step that costs a process without partners another one."""
+    heard: list[int] = []
+    answer = ask_all(lambda: bool(heard))
+    heard.append(1)
+    assert answer()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not let a process choose its cores")
+@pytest.mark.parametrize(("cores", "size"), [({0, 1}, 2), ({2, 3, 5, 7, 8}, 2), ({0, 1, 2, 3}, 3), ({4}, 1)])
+def test_processes_of_a_machine_have_cores_of_their_own(monkeypatch, cores, size):
+    """Catches two processes on one core beside an idle one, a core that nobody gets, and cores that stay taken."""
+    now: dict[str, set[int]] = {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: now["own"])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, wanted: now.update(own=set(wanted)))
+    taken = []
+    for rank in range(size):
+        now["own"] = cores
+        with own_cores(World(rank, size, rank, size)):
+            taken += sorted(now["own"])
+            assert now["own"]
+        assert now["own"] == cores
+    assert taken == sorted(cores)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not let a process choose its cores")
+def test_more_processes_than_cores_share_them_all(monkeypatch):
+    """Catches processes without any core, and a system that forbids the choice and so ends the run."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    for size in (2, 4):
+        with own_cores(World(1, size, 1, size)):
+            assert os.sched_getaffinity(0) == {0, 1}
+
+
+def test_work_is_divided_by_its_size():
+    """Catches a process that has all the large matrices, or waits for one that has more."""
+    shapes = [(3, 384, 128), (3, 128, 128), (3, 512, 128), (3, 128, 512)]
+    for size in (1, 2, 3, 4):
+        owners = divided(shapes, size)
+        assert [len(whose) for whose in owners] == [3, 3, 3, 3]
+        load = [0.0] * size
+        for (_, rows, columns), whose in zip(shapes, owners, strict=True):
+            for owner in whose:
+                load[owner] += max(rows, columns) * min(rows, columns) ** 2
+        assert max(load) - min(load) <= 512 * 128**2
+    assert divided([(1, 2, 2)], 3) == [[0]]
 
 
 @pytest.fixture
@@ -58,7 +122,7 @@ def test_what_the_first_makes_or_raises_reaches_all(group):
     with pytest.raises(ValueError, match="no corpus"):
         from_first(two, lambda: (_ for _ in ()).throw(ValueError("no corpus")))
     assert from_first(World(rank=1, size=2), lambda: 1 / 0) is None  # only the first makes anything
-    assert any_rank(True) and not any_rank(False)
+    assert ask_all(lambda: True)() and not ask_all(lambda: False)()
 
 
 STUCK = """

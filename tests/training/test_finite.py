@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from config import OptimConfig
-from training.finite import BadSteps, finite_everywhere, step_where
+from training.finite import BadSteps, share_of, step_where
 from training.optim import build_optimizers
 
 
@@ -77,12 +79,23 @@ def test_on_a_cpu_the_host_decides():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_any_value_counts(bad):
-    """Catches a sum in which infinities cancel, and a value that nobody looks at."""
-    good = torch.tensor(1.0)
-    assert finite_everywhere(good, good)
-    assert not finite_everywhere(good, torch.tensor(bad))
-    assert not finite_everywhere(torch.tensor(float("inf")), torch.tensor(bad))
+def test_a_bad_loss_spoils_every_gradient(bad):
+    """Catches a loss that is not finite though its gradients are: no other process would hear of it."""
+    module = Layers()
+    loss = module.blocks[0](module.wte.weight).sum() + bad
+    share_of(loss, 3).backward()
+    assert all(p.grad is not None and p.grad.isnan().all() for p in module.parameters())
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.integers(1, 7))
+def test_a_good_loss_is_divided_and_nothing_else(value, parts):
+    """Catches a gradient of another size or of other bits than that of loss / parts."""
+    found = []
+    for divide in (share_of, lambda loss, count: loss / count):
+        x = torch.tensor(value, requires_grad=True)
+        divide(x * 3, parts).backward()
+        found.append(x.grad)
+    assert torch.equal(*found)
 
 
 def test_counts():

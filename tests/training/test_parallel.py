@@ -27,10 +27,15 @@ CPU = torch.device("cpu")
 def test_one_two_and_four_processes_give_one_curve(place):
     """Catches gradients summed or not exchanged, rows that two ranks share, a share of the evaluation that is lost."""
     settings = CURVE | {"model_n_layer": 2, "train_steps": 12, "eval_every": 6}
-    alone = trained("alone", **settings)
-    assert_same_curve(alone, on(2, "two", train_grad_accum=2, **settings))
+    alone, two = trained("alone", **settings), Path("runs/two")
+    said = trained_together(2, words("two", train_grad_accum=2, **settings))
+    assert sum(outcome.out.count("step     12  val CE") for outcome in said) == 1, "more than one process speaks"
+    assert_same_curve(alone, two)
     assert_same_curve(alone, on(4, "four", **settings))
     assert_same_curve(alone, on(2, "two-sharded", "fsdp", train_grad_accum=2, **settings))
+    for run in (alone, two):  # what two have saved continues on one
+        assert here("--resume", str(run), "--train.steps", "14").code == 0
+    assert_same_curve(alone, two)
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -86,6 +91,15 @@ def test_resuming_is_exact_on_many_processes(place):
     assert same(weights(whole_run), weights(Path(run))) and lines(whole_run) == lines(Path(run))
 
 
+def test_the_first_process_writes_whole_checkpoints(place):
+    """Catches parts of what all hold that are written by others, on whose machines nobody looks for them."""
+    run = on(2, "run", train_steps=2, critic_kind="self", critic_past="ema", optim_name="muon")
+    state = run / "checkpoints" / "step-000002" / "state"
+    held = sum(path.stat().st_size for path in state.glob("__0_*.distcp"))
+    assert held > 0 and list(state.glob("__[1-9]*.distcp")) == []
+    assert here("--resume", str(run), "--train.steps", "3").code == 0
+
+
 def refused(count: int, *more: str) -> list[str]:
     """What `count` processes say of a command that none of them accepts."""
     outcomes = together(count, command, [*words("run", "ddp", train_batch_size=6), *more])
@@ -100,22 +114,22 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(place):
     assert not Path("runs").exists()
 
 
-def poisoned(line: list[str]) -> Any:
-    """A run on these processes, of which the second has a loss that is not finite at step 3."""
+def poisoned(line: list[str], poison: float) -> Any:
+    """A run on these processes, of which the second has a loss that is not finite at step 3: its gradients are."""
     forward, world = AvataRL.forward, world_from_environment()
 
     def bad(self: AvataRL, batch: Any, step: int, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = forward(self, batch, step, *rest)
-        return loss * math.nan if step == 3 and world.rank == 1 else loss, metrics
+        return loss + poison if step == 3 and world.rank == 1 else loss, metrics
 
     AvataRL.forward = bad  # type: ignore[assignment, method-assign]  # this process ends with the run
     return command(line).code
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_what_is_not_finite_on_one_process_is_skipped_by_all(place, kind):
-    """Catches processes that go apart at a bad step."""
-    assert together(2, poisoned, words("run", kind)) == [0, 0]
+@pytest.mark.parametrize(("kind", "poison"), [("ddp", math.inf), ("fsdp", math.nan)])
+def test_what_is_not_finite_on_one_process_is_skipped_by_all(place, kind, poison):
+    """Catches processes that go apart at a bad step, and one whose partners never hear of it."""
+    assert together(2, poisoned, words("run", kind), poison) == [0, 0]
     assert json.loads(Path("runs/run/result.json").read_text())["skipped_steps"] == 1
     assert all(tensor.isfinite().all() for tensor in weights(Path("runs/run")).values())
 
@@ -187,25 +201,33 @@ def test_gradients_are_exchanged_once_a_step(place, kind):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
 
 
-def spread(count: int, turn: int) -> tuple[Tensor, int]:
-    """`count` squares that the processes share out, and how many this one did."""
+def spread(counts: list[int]) -> tuple[list[list[Tensor]], int]:
+    """Squares of stacks of so many matrices, each stack of another shape, and how many this process did."""
     done = 0
 
-    def work(items: Tensor) -> Tensor:
+    def work(stack: Tensor) -> Tensor:
         nonlocal done
-        done += len(items)
-        return items.square()
+        done += len(stack)
+        return stack.square()
 
     with process_group(world_from_environment(), CPU):
-        return shared_out(torch.arange(3.0 * count).view(count, 3), work, turn), done
+        return shared_out(matrices(counts), work), done
 
 
-@pytest.mark.parametrize(("count", "turn"), [(1, 0), (1, 2), (5, 1), (6, 0)])
-def test_work_is_shared_out_and_comes_back_in_order(place, count, turn):
+def matrices(counts: list[int]) -> list[list[Tensor]]:
+    """Stacks of matrices of which no two are alike."""
+    return [[torch.arange(3.0 * (k + 1)).view(k + 1, 3) + 10 * k + i for i in range(n)] for k, n in enumerate(counts)]
+
+
+@pytest.mark.parametrize("counts", [[1], [5], [6, 1, 4]], ids=str)
+def test_work_is_shared_out_and_comes_back_in_order(place, counts):
     """Catches items done twice or by nobody, results in another order, and a process without work that fails."""
-    found = together(3, spread, count, turn)
-    assert all(torch.equal(out, torch.arange(3.0 * count).view(count, 3).square()) for out, _ in found)
-    assert [done for _, done in found] == [len(range((rank - turn) % 3, count, 3)) for rank in range(3)]
+    found = together(3, spread, counts)
+    for results, _ in found:
+        for stack, mine in zip(results, matrices(counts), strict=True):
+            assert len(stack) == len(mine) and all(map(torch.equal, stack, [m.square() for m in mine]))
+    assert sum(done for _, done in found) == sum(counts)
+    assert max(done for _, done in found) <= -(-sum(counts) // 3) + 1
 
 
 def stepped(kind: str, skipped: bool) -> dict[str, Tensor]:
