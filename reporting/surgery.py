@@ -26,7 +26,7 @@ ARMS = {
 """Folder of each arm, and what it is called."""
 PARTS = ("grpo", "practice", *ARMS)
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; 2.2 beyond is on the safe side."""
+"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; the last is on the safe side beyond."""
 
 
 class Comparison(NamedTuple):
@@ -77,14 +77,21 @@ def compared(results: Sequence[Result], against: str) -> Comparison | None:
     pairs = [(r["arms"]["surgeon"], r["arms"][against]) for r in results if {"surgeon", against} <= r["arms"].keys()]
     if not pairs:
         return None
-    gains = [other["val_ce"] - operated["val_ce"] for operated, other in pairs]
+    gains = [lead(operated, other) for operated, other in pairs]
     if len(gains) == 1:
         noises = [arm.get("gain_noise", 0.0) for arm in pairs[0]]
         noise = max(noises) if against == "none" else math.hypot(*noises)
         return Comparison(against, gains[0], noise, 2 * noise)
     noise = statistics.stdev(gains) / math.sqrt(len(gains))
-    quantile = STUDENT_T[len(gains) - 2] if len(gains) - 1 <= len(STUDENT_T) else 2.2
+    quantile = STUDENT_T[min(len(gains) - 1, len(STUDENT_T)) - 1]
     return Comparison(against, statistics.fmean(gains), noise, quantile * noise)
+
+
+def lead(operated: dict[str, Any], other: dict[str, Any]) -> float:
+    """By how many nats one arm is better than another of its run: over the same windows, where both were compared."""
+    if "gain" in operated:  # over nobody, whose own is 0
+        return operated["gain"] - other.get("gain", 0.0)
+    return other["val_ce"] - operated["val_ce"]
 
 
 def verdict(results: Sequence[Result]) -> str:

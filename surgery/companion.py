@@ -79,7 +79,7 @@ class Surgeries:
             file.write(json.dumps(line) + "\n")
         job.recorder.write(self._line(job, found, line, seconds))
         if accepted:
-            told = f"held-out CE −{trial.gain:.5f} ± {trial.noise:.5f}, unseen {-elsewhere['unseen_gain']:+.5f}"
+            told = f"gain {trial.gain:+.5f} ± {trial.noise:.5f} nats held out, {elsewhere['unseen_gain']:+.5f} unseen"
             job.recorder.say(f"step {step:>6}  edit kept: {told}")
 
     def _line(self, job: Job, found: Round, trial: dict[str, Any], seconds: float) -> dict[str, float]:

@@ -129,3 +129,12 @@ def test_other_settings_are_other_runs():
     folders = {Settings(also=also).folder(seed) for also in ((), ("surgery.rank=4",)) for seed in (1, 2)}
     assert len(folders) == 4
     assert Settings(also=("surgery.layers=0 1",)).words(1)[-3:] == ["--surgery.layers", "0", "1"]
+
+
+def test_the_verdicts_gain_is_the_tables():
+    """Catches two numbers for one gain on one page: over whole windows in the table, over all tokens in the verdict."""
+    one = result(1, 0.03)
+    one["arms"]["surgeon"]["val_ce"] += 0.0002  # a last, shorter window
+    assert "+0.0300 ± 0.0020" in verdict([one]) and "+0.0300 ± 0.0010" in table([one])[2]
+    del one["arms"]["surgeon"]["gain"]
+    assert "+0.0298" in verdict([one])

@@ -13,13 +13,17 @@ import hybrid
 import surgery.phases
 import train_core
 from config import ConfigError
+from launch import load_data
 from surgery.commits import undo
 from surgery.companion import Surgeries, read_trials
 from surgery.phases import stagnated
+from surgery.run import judge_of
 from surgery.settings import HybridConfig, PhaseConfig, SurgeryConfig, student_config
 from surgery.student import newest
 from surgery.surgeon import Surgeon
+from tests.surgery.test_commits import CPU
 from tests.tiny_train import CLOCKS, Outcome, here, same, weights
+from training.distributed import World
 from training.run_folder import load_run
 
 TINY: dict[str, Any] = {
@@ -241,19 +245,23 @@ def test_an_edit_is_taken_out_of_a_finished_run(whole):
 
 def test_other_judges(quick):
     """Catches a judge that is only a name in --help, and one that has learnt the text on which arms are compared."""
-    less = {"phases_grpo_steps": 2, "phases_both_steps": 2, "phases_surgeon_rounds": 1, "eval_every": 2}
     plain = {k: v for k, v in TINY.items() if k.partition(".")[0] not in ("phases", "surgery", "accept", "agent")}
     train = [w for k, v in plain.items() if k != "critic.ngram-context" for w in (f"--{k}", str(v))]
     for name, share in (("fair", "0.1"), ("knows", "0.05")):
         outcome = here("pretrain-char", *train, "--train.steps", "2", "--data.val-fraction", share, "--run.name", name)
         assert outcome.code == 0, outcome.err
-    means = set()
-    for name, judge in {"a": ("ngram",), "b": ("mixed",), "c": ("model", "--surgery.judge-run", "runs/fair")}.items():
-        folder = run(name, "--surgery.judge", *judge, arms=("surgeon",), critic_mixed_context=2, **less)
-        means.add(metrics(folder / "practice")[0]["surgery/likelihood"])
-    assert len(means) == 3, "each judge has its own opinion of the same texts"
-    flags = ["--surgery.judge", "model", "--surgery.judge-run", "runs/knows"]
-    outcome = here(*words(run_name="d", **less), *flags, main=hybrid.main)
+    config = hybrid.read_command(words(critic_mixed_context=2)).config
+    dataset = load_data(config, World(), None)
+    prompts, texts = torch.from_numpy(dataset.train[:100].astype("int64")).view(10, 10).split([4, 6], dim=1)
+    found = set()
+    for judge, folder in (("ngram", ""), ("mixed", ""), ("model", "runs/fair")):
+        one = judge_of(
+            SurgeryConfig(judge=judge, judge_run=folder, prompt_tokens=4, new_tokens=6), config, dataset, CPU
+        )
+        assert one is not None
+        found.add(round(float(one.quality(prompts, texts).likelihood.mean()), 4))
+    assert len(found) == 3 and max(found) < 0, "each has its own opinion of the same texts"
+    outcome = here(*words(), "--surgery.judge", "model", "--surgery.judge-run", "runs/knows", main=hybrid.main)
     assert outcome.code == 2 and "trained on validation text" in outcome.errors[0]
 
 
