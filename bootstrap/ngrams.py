@@ -7,8 +7,8 @@
 The probabilities are the n-gram critic's (avatarl/ngram.py), without leaving anything out: interpolated absolute
 discounting, an unseen context being judged by the shorter one. They come from the same counts and the same formula,
 and are laid out for all V^n contexts, seen or not, so that a context is a row number. That is what small vocabularies
-can afford; the suffix array (avatarl/suffixes.py) is for the others. For tinyshakespeare's 65 characters and contexts of up
-to 3, 73 MB.
+can afford; the suffix array (avatarl/suffixes.py) is for the others. For tinyshakespeare's 65 characters and contexts
+of up to 3, 73 MB.
 
 Shapes: L tokens of the text, V vocabulary, N contexts of C tokens; B sequences of T.
 """
@@ -30,7 +30,7 @@ from avatarl.ngram_counts import Level, Stream, checked_text, count_levels, inte
 from avatarl.ngram_index import look_up
 from checks import require
 
-TABLE_LIMIT = 2**28  # probabilities of one NgramTables: 1 GiB
+TABLE_LIMIT = 2**28  # probabilities of one NgramTables: 1 GiB; partial credit takes as much again
 LAYOUT = "1"  # of a stored table; another number makes every stored one foreign
 
 

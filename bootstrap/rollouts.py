@@ -153,7 +153,7 @@ def draw(mu: Tensor, uniform: Tensor) -> Tensor:
     total = ladder[..., -1:].contiguous()
     action = torch.searchsorted(ladder, (uniform[..., None] * total).to(ladder.dtype), right=True)
     last = torch.searchsorted(ladder, total)  # rounding must not step past the last action of any mass
-    return action.minimum(last)[..., 0]
+    return action.minimum(last)[..., 0].clamp_max(mu.shape[-1] - 1)  # of NaN, whose step is skipped, any action
 
 
 class _ActingLogProbs(torch.autograd.Function):

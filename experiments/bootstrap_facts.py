@@ -116,7 +116,7 @@ def says_nothing(run: Outcome) -> Seen:
 
 
 def earlier(run: Outcome, other: Outcome) -> Seen:
-    """Ahead in accuracy at the first evaluation in which one of the two has passed a quarter of its tokens."""
+    """Ahead in accuracy at the first evaluation after a quarter of the run."""
     at = next(e["tokens"] for e in run.evaluations if e["tokens"] >= run.final["tokens"] / 4)
     mine, theirs = (
         next(e["val/accuracy"] for e in o.evaluations if e["tokens"] >= at or e is o.final) for o in (run, other)
@@ -160,6 +160,15 @@ def in_seconds(run: Outcome) -> Seen:
     return all(s is not None and s <= most for s, most in zip(found, (15, 45, 300), strict=True)), said
 
 
+def above_all(run: Outcome) -> Seen:
+    """Better than every rung of the ladder in both numbers."""
+    end, ladder = run.final, rungs(run).values()
+    most, least = max(rung["accuracy"] for rung in ladder), min(rung["ce"] for rung in ladder)
+    said = f"accuracy {end['val/accuracy']:.1%} ({most:.1%}), cross-entropy {end['val/ce']:.3f} nats ({least:.3f}), "
+    said += f"after {end['seconds']:.0f} s"
+    return end["val/accuracy"] > most and end["val/ce"] < least, said
+
+
 FACTS = (
     Fact("gold alone, by the exact gradient, collapses", ("exhaustive",), collapses),
     Fact(f"the health monitor calls it bad within {IN_TIME} steps", ("exhaustive",), caught),
@@ -172,6 +181,7 @@ FACTS = (
     Fact("the curriculum goes through all five stages", ("curriculum",), graduates),
     Fact("self-play beats its own past", ("selfplay", "self-play, no opponent"), wins),
     Fact("gold and n-grams pass bigram, trigram, 4-gram in time", ("best",), in_seconds),
+    Fact("given longer, they end above every order of the ladder", ("best, three times as long",), above_all),
     Fact("rewards for every character beat gold alone", ("best", "best, gold alone"), ends_lower),
 )
 """In the order of docs/bootstrapping.md."""

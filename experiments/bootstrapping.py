@@ -12,7 +12,7 @@ reward, accuracy, plain mean of the rewards).
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ CONTRASTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"bootstrap.exact-weight-schedule": "0:1,1:1", "bootstrap.soft-weight-schedule": "0:0,1:0"},
     ),
     "best, plain n-grams": ("bootstrap-best", {"bootstrap.soft": "ngram", "bootstrap.soft-context": 4}),
+    "best, three times as long": ("bootstrap-best", {"train.steps": 2700}),
 }
 """What tells a preset's reason from chance: each with one thing changed. FACTS say which claims need them."""
 
@@ -72,11 +73,12 @@ class Settings(StudySettings):
     """Only entries whose label holds one of these words."""
 
 
-def own_length(name: str, most: int) -> dict[str, Any]:
-    """The preset's own length and rhythm, where a study would set them."""
+def own_length(name: str, changes: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """The changes with the preset's own length, unless they say another, and rhythm, where a study would set them."""
     config = preset_of(name)
-    steps = min(most, config.train.steps)
+    steps = min(most, changes.get("train.steps", config.train.steps))
     return {
+        **changes,
         "train.steps": steps,
         "optim.warmup-steps": min(config.optim.warmup_steps, max(1, steps // 10)),
         "eval.every": config.eval.every,
@@ -90,7 +92,7 @@ def entries(settings: Settings) -> list[Entry]:
     named = {name.removeprefix("bootstrap-"): (name, dict[str, Any]()) for name in NAMES}
     wanted = {**named, **(CONTRASTS if settings.contrasts else {})}
     found = [
-        Entry(label, name, {**own_length(name, settings.steps), **changes})
+        Entry(label, name, own_length(name, changes, settings.steps))
         for label, (name, changes) in wanted.items()
         if not settings.only or any(word in label for word in settings.only)
     ]

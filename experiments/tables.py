@@ -168,7 +168,8 @@ def verdicts(rows: Sequence[Row], names: Sequence[str] = ()) -> list[str]:
         ece = [statistics.mean(values_of(r, "val/ece")) for r in (row, base)]
         where = f"{row.entry.group}: " if row.entry.group else ""
         ratio = f"at {ece[0] / ece[1]:.2f} times the calibration error" if ece[1] > 0 else "calibration aside"
-        apart = f"{row.entry.label} − {base.entry.label} = {'+' * (statistics.mean(found) > 0)}{spread(found)} nats, lower in {below(found)}"
+        sign = "+" if statistics.mean(found) > 0 else ""
+        apart = f"{row.entry.label} − {base.entry.label} = {sign}{spread(found)} nats, lower in {below(found)}"
         said.append(f"- {where}{apart}, {ratio}.")
     return said
 

@@ -111,6 +111,7 @@ def test_draws_follow_the_distribution():
     actions = draw(p.expand(1000, -1), uniform)
     assert torch.bincount(actions, minlength=5).tolist() == [100, 0, 600, 300, 0]
     assert draw(p[None], torch.tensor([1 - 2**-24])).item() == 3, "an action without mass is never drawn"
+    assert 0 <= draw(torch.full((1, 5), math.nan), torch.tensor([0.5])).item() < 5, "a bad step is skipped, not fatal"
 
 
 def test_samples_have_their_own_temperatures():
