@@ -1,8 +1,9 @@
 """GPT-2's tokens by looking words up: what tiktoken says of a text, in about half its time on running text.
 
-GPT-2 splits a text before it merges bytes, and none of its rules looks across the place where white space begins. A
-text may therefore be cut there, and a language repeats its words: the tokens of white space and the word behind it
-are asked of tiktoken once, many words at a time, and remembered. Source: DESIGN section 5.
+GPT-2 splits a text before it merges bytes, and none of its rules looks across the place where white space begins, nor
+across that before its last character when a word follows. A text may therefore be cut there, and a language repeats
+its words: the tokens of white space and the word behind it are asked of tiktoken once, many words at a time, and
+remembered. Source: DESIGN section 5.
 """
 
 import functools
@@ -22,6 +23,13 @@ _RUN = re.compile(r"(\s\s+\S*)")
 _MARKS = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'
 # White space to Python, but not to GPT-2.
 _SEPARATORS = "\x1c\x1d\x1e\x1f"
+# White space besides spaces and line breaks: of texts of ASCII, and of all others.
+_RARE = "\t\r\x0b\x0c"
+_RARE_ANYWHERE = re.compile("[\t\r\x0b\x0c\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+# In a text with a space before each line break, two cuts in a row behind neither of which a word begins. Between
+# them a run of white space goes on.
+_NO_WORDS = ("   ", "  \n ", " \n  ", " \n \n ")
+_NO_LAST_WORDS = ("  ", "  \n", " \n ", " \n \n")
 
 
 class WordEncoder:
@@ -55,12 +63,18 @@ class WordEncoder:
         if any(character in text for character in _SEPARATORS):
             return [self._ids(text)]
         found: list[bytes | bytearray] = []
+        cuts = text.replace("\n", " \n")  # every space begins a word, and so does every line break
+        if _is_plain(cuts):
+            first, *words = cuts.split(" ")
+            if first:
+                found.append(self._as_is[first])
+            found += map(self._spaced.__getitem__, words)
+            return found
         for i, part in enumerate(_RUN.split(text)):
             if i % 2:
                 found.append(self._as_is[part])
             elif part:
-                # White space stands alone here, so every space begins a word, and so does every line break.
-                first, *words = part.replace("\n", " \n").split(" ")
+                first, *words = part.replace("\n", " \n").split(" ")  # white space stands alone here
                 if first:
                     found.append(self._as_is[first])
                 found += map(self._spaced.__getitem__, words)
@@ -90,6 +104,12 @@ class WordEncoder:
 
     def _ids(self, text: str) -> bytes:
         return array("H", self._encoding.encode_ordinary(text)).tobytes()
+
+
+def _is_plain(cuts: str) -> bool:
+    """Whether a text with a space before each line break may be cut at every space; False where in doubt."""
+    rare = any(map(cuts.__contains__, _RARE)) if cuts.isascii() else _RARE_ANYWHERE.search(cuts) is not None
+    return not (rare or any(map(cuts.__contains__, _NO_WORDS)) or cuts.endswith(_NO_LAST_WORDS))
 
 
 class _New(NamedTuple):

@@ -2,6 +2,7 @@
 
     python -m experiments.loading
     python -m experiments.loading --corpora tinyshakespeare wikitext-2
+    python -m experiments.loading --text FILE_OR_FOLDER        a large text too: one pass, tenth by tenth
 
 Tokenising: GPT-2's tokens on one core, by tiktoken's own call for each document and by data/gpt2_words.py, which
 remembers words; of that the first pass over a text, a second half after its first half, and a text that it knows.
@@ -9,6 +10,7 @@ Loading: batches of several shapes from a memory-mapped stream of random tokens,
 Writes results/loading/table.md and record.json.
 """
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ from experiments.tables import machine
 from files import write_atomic, write_json
 
 SHAPES = ((64, 12), (128, 16), (64, 512), (1024, 24), (1024, 480))
+KINDS = (".txt", ".md", ".rst")
 DOCUMENT = 5000  # characters: about OpenWebText's mean
 
 
@@ -41,6 +44,8 @@ class Settings:
 
     corpora: tuple[str, ...] = ("tinyshakespeare",)
     """Texts to tokenise, cut into documents."""
+    text: tuple[Path, ...] = ()
+    """Large texts, each a UTF-8 file or a folder of .txt, .md and .rst: tokenised once, as words become known."""
     seconds: float = 3.0
     """For each measurement, about."""
     tokens: int = 100_000_000
@@ -104,6 +109,60 @@ def tokenised(name: str, seconds: float) -> Tokenised:
     return Tokenised(name, size / 1e6, *(sizes[kind] / took[kind] / 1e6 for kind in found))
 
 
+class OnePass(NamedTuple):
+    """A large text, tokenised from nothing."""
+
+    name: str
+    megabytes: float
+    sha256: str
+    tiktoken: float
+    """MB of UTF-8 per second of processor time, as all below."""
+    first: float
+    """Of the whole pass."""
+    tenths: list[float]
+    words: int
+    """Remembered at the end."""
+
+
+def one_pass(path: Path) -> OnePass:
+    """One pass over a text in tenths, each by tiktoken too. Raises ConfigError where they differ in a token."""
+    documents = documents_of(path)
+    encoding, end = Gpt2Tokenizer()._encoding, Gpt2Tokenizer().vocab_size - 1
+    words, digest = WordEncoder(encoding), hashlib.sha256()
+    sizes, ours, theirs = list[int](), list[float](), list[float]()
+    for i in range(10):
+        part = documents[i * len(documents) // 10 : (i + 1) * len(documents) // 10]
+        data = "".join(part).encode()
+        digest.update(data)
+        sizes.append(len(data))
+        begin = time.process_time()
+        found = words.encode_documents(part, end)
+        ours.append(time.process_time() - begin)
+        begin = time.process_time()
+        parts = [encoding.encode_to_numpy(document, disallowed_special=()) for document in part]
+        theirs.append(time.process_time() - begin)
+        if not np.array_equal(found, np.concatenate([np.append(tokens, end) for tokens in parts])):
+            raise ConfigError(f"text: {path.name!r} is not tokenised as tiktoken tokenises it")
+    tenths = [size / took / 1e6 for size, took in zip(sizes, ours, strict=True)]
+    total = sum(sizes) / 1e6
+    known = len(words._spaced)
+    return OnePass(path.name, total, digest.hexdigest(), total / sum(theirs), total / sum(ours), tenths, known)
+
+
+def documents_of(path: Path) -> list[str]:
+    """A file or the text files of a folder, cut into documents. Raises ConfigError for what cannot be read or cut."""
+    inside = sorted(p for p in path.rglob("*") if p.suffix in KINDS and p.is_file()) if path.is_dir() else [path]
+    try:
+        texts = [p.read_text(encoding="utf-8") for p in inside]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"text = {str(path)!r}: {error}; name UTF-8 files that exist") from None
+    documents = [text[i : i + DOCUMENT] for text in texts for i in range(0, len(text), DOCUMENT)]
+    require(
+        len(documents) >= 10, "text", str(path), f"use more than {10 * DOCUMENT:,} characters of {', '.join(KINDS)}"
+    )
+    return documents
+
+
 def loaded(tokens: np.ndarray, block_size: int, batch_size: int, seconds: float) -> Loaded:
     """Batches of one shape, the epoch's permutation drawn beforehand."""
     batches = TrainingBatches(tokens, block_size, batch_size, seed=0)
@@ -123,7 +182,25 @@ def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_c
     return clock() - start
 
 
-def table(made: dict, text: list[Tokenised], batches: list[Loaded], settings: Settings) -> str:
+def large_table(large: list[OnePass]) -> list[str]:
+    """The part of the page about large texts."""
+    if not large:
+        return []
+    return [
+        "One pass over a large text by an encoder that knows no word yet, and how fast each tenth of it went:",
+        "",
+        "| text | MB | sha256 | tiktoken | whole pass | tenths | words remembered |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {r.name} | {r.megabytes:.1f} | {r.sha256[:12]} | {r.tiktoken:.1f} | **{r.first:.1f}** | "
+            f"{', '.join(f'{rate:.1f}' for rate in r.tenths)} | {r.words:,} |"
+            for r in large
+        ),
+        "",
+    ]
+
+
+def table(made: dict, text: list[Tokenised], large: list[OnePass], batches: list[Loaded], settings: Settings) -> str:
     """The page."""
     lines = [
         "# Tokenising and loading",
@@ -138,6 +215,7 @@ def table(made: dict, text: list[Tokenised], batches: list[Loaded], settings: Se
         "|---|---|---|---|---|---|",
         *("| " + " | ".join([r.corpus, f"{r.megabytes:.2f}", *(f"{rate:.1f}" for rate in r[2:])]) + " |" for r in text),
         "",
+        *large_table(large),
         f"Batches (tokens, targets, positions) from {settings.tokens:,} memory-mapped uint16 tokens, one thread, from "
         "the page cache:",
         "",
@@ -154,7 +232,9 @@ def table(made: dict, text: list[Tokenised], batches: list[Loaded], settings: Se
 def main(words: Sequence[str]) -> int:
     """Measure, write, print; returns the exit code."""
     settings = parse(Settings, words, prog="python -m experiments.loading", description=__doc__ or "")
-    made = stamp("loading", words)
+    # Where a text lies on this machine is nobody's business.
+    made = stamp("loading", [Path(word).name if Path(word) in settings.text else word for word in words])
+    large = [one_pass(path) for path in settings.text]
     text = [tokenised(name, settings.seconds) for name in settings.corpora]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
@@ -164,9 +244,14 @@ def main(words: Sequence[str]) -> int:
         batches = [loaded(stream, *shape, settings.seconds) for shape in SHAPES]
         del stream
     settings.out.mkdir(parents=True, exist_ok=True)
-    page = table(made, text, batches, settings)
-    rows = {"tokenised": [r._asdict() for r in text], "loaded": [r._asdict() for r in batches]}
+    page = table(made, text, large, batches, settings)
+    rows = {
+        "tokenised": [r._asdict() for r in text],
+        "large": [r._asdict() for r in large],
+        "loaded": [r._asdict() for r in batches],
+    }
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    asked["text"] = [path.name for path in settings.text]
     write_json(settings.out / "record.json", made | {"settings": asked} | rows)
     write_atomic(settings.out / "table.md", page)
     print(page)

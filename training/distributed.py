@@ -158,7 +158,7 @@ def shared_out(stacks: list[list[Tensor]], work: Callable[[Tensor], Tensor]) -> 
             lengths[owner] += stack[0].numel()
     sent = torch.cat([*made, made[0].new_zeros(max(lengths) - lengths[rank])])
     found = sent.new_empty(size, len(sent))
-    dist.all_gather_into_tensor(found, sent)
+    dist.all_gather(list(found), sent)
     place = iter(places)
     return [
         [found[owner, at:][: m.numel()].view_as(m) for m in stack for owner, at in [next(place)]] for stack in stacks

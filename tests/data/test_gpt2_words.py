@@ -48,6 +48,12 @@ def by_tiktoken(gpt2: Gpt2Tokenizer, text: str) -> list[int]:
 @given(TEXTS)
 @example("\x1c! \x1d")
 @example("It's  so\n\n\n \tgood \n")
+@example("a \n \n b")
+@example("a\n\n b\n\nc  d")
+@example("a\n\n")
+@example("a  ")
+@example("  a")
+@example("\n\na\n b \nc")
 @example(" ")
 @example("")
 def test_tokens_are_tiktokens(encoder: WordEncoder, gpt2: Gpt2Tokenizer, text: str) -> None:
