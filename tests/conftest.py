@@ -12,10 +12,29 @@ import train_core
 from tests.tiny_train import write_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files of long tests. Begun last, one of them would keep one worker of pytest-xdist busy while the others idle.
+LONGEST_FIRST = (
+    "training/test_elastic.py",
+    "training/test_parallel.py",
+    "on_modal/test_container.py",
+    "surgery/test_hybrid.py",
+    "test_resume.py",
+    "data/test_openwebtext.py",
+    "test_end_to_end.py",
+)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu where there is none."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Hand files to the workers of pytest-xdist as they come, not those of most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest files where there are several workers; skip what is marked gpu where there is none."""
+    if hasattr(config, "workerinput"):
+        rank = {ROOT / "tests" / name: i for i, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

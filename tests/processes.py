@@ -61,7 +61,7 @@ def together(count: int, work: Callable[..., Any], *rest: Any, timeout: float = 
 
 def apart(work: Callable[..., Any], *rest: Any) -> BaseProcess:
     """work(*rest), begun in a process of its own in this folder: to be killed, or waited for with `join`."""
-    process = _server().Process(target=_in_folder, args=(os.getcwd(), work, rest))
+    process = _server().Process(target=_in_folder, args=(os.getcwd(), work, rest), daemon=True)
     process.start()
     return process
 

@@ -4,27 +4,14 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tiny_train import (
-    PRESET,
-    ROOT,
-    before_step,
-    crash,
-    environment,
-    flags,
-    here,
-    lines,
-    same,
-    trained,
-    weights,
-)
+from tests.processes import apart, command, words
+from tests.tiny_train import PRESET, before_step, crash, flags, here, lines, same, trained, weights
 
 KINDS: dict[str, dict[str, Any]] = {
     "muon, n-gram critic, schedules": {},

@@ -110,12 +110,15 @@ if words[:2] == ["-m", "venv"]:
 elif words[:3] == ["-m", "pip", "install"]:
     index = words[words.index("--index-url") + 1].rpartition("/")[2] if "--index-url" in words else "default"
     wanted = [w.partition("==")[2] for w in words if w.startswith("torch==")]
+    note("pip", words[3])
     note("install", index, *[w for w in words if "==" in w or w == "flash-attn"])
     if "--no-index" in words or index in facts["missing"] or "flash-attn" in words:
         sys.exit(1)
     if wanted:
         facts["torch"] = wanted[0] + {"cpu": "+cpu", "default": "+cu130"}.get(index, "+" + index)
         note("has", facts["torch"])
+elif words[:2] == ["-m", "compileall"]:
+    note("compiled", words[-1])
 elif words[:1] == ["-"]:
     script = sys.stdin.read()
     if "optional-dependencies" in script:
@@ -200,6 +203,15 @@ def test_a_cpu_machine_gets_the_small_build_and_tries_it(tmp_path):
     ((program, script, *words),) = machine.log("smoke")
     assert (program, script) == ("python", "train.py") and words[words.index("--train.steps") + 1] == "5"
     assert machine.log("data") == [[]] and "next: .venv/bin/python train.py" in said
+
+
+def test_packages_are_compiled_on_all_cores(tmp_path):
+    """Catches a minute of one core inside pip, and packages that every process compiles anew."""
+    machine = Machine(tmp_path)
+    machine.setup()
+    kinds = [line[0] for line in json.loads(machine.state.read_text())["log"]]
+    assert kinds[-3:] == ["compiled", "data", "smoke"] and machine.log("compiled") == [[".venv/lib"]]
+    assert len(machine.log("pip")) > 1 and all(first == ["--no-compile"] for first in machine.log("pip"))
 
 
 def test_a_second_call_does_nothing(tmp_path):

@@ -17,16 +17,20 @@ def oracle(
     discount: Fraction,
     before: Sequence[int],
     place: int | None = None,
+    first: int | None = None,
 ) -> list[Fraction]:
-    """Next-token distribution after `before`, straight from the formula; corpus[place] is left out."""
-    p = [Fraction(1, vocab_size)] * vocab_size
+    """Next-token distribution after `before`, straight from the formula; corpus[place] is left out.
+
+    Of a large vocabulary, only the probabilities of the `first` tokens: fractions take their time.
+    """
+    p = [Fraction(1, vocab_size)] * (first or vocab_size)
     for n in range(min(context, len(before)) + 1):
         wanted = list(before[len(before) - n :])
         ends = [i for i in range(n, len(corpus)) if corpus[i - n : i] == wanted and i != place]
         counts = Counter(corpus[i] for i in ends)
         if ends:
             spread = discount * len(counts)
-            p = [(max(counts[w] - discount, Fraction(0)) + spread * p[w]) / len(ends) for w in range(vocab_size)]
+            p = [(max(counts[w] - discount, Fraction(0)) + spread * p[w]) / len(ends) for w in range(len(p))]
     return p
 
 

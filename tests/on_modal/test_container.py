@@ -7,14 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from torch.distributed import run
 
 from on_modal import container
 from on_modal.container import Incomplete, Job
-from tests.tiny_train import PRESET, ROOT, environment, flags, lines, same, trained, weights
+from tests.processes import apart
+from tests.tiny_train import PRESET, ROOT, environment, flags, here, lines, same, trained, weights
 
 STEPS = 200
 
@@ -55,6 +57,19 @@ def instead(monkeypatch, code: str) -> None:
     monkeypatch.setattr(container, "torchrun", command)
 
 
+def words_of(command: Sequence[str]) -> Sequence[str]:
+    """What an attempt's command gives train.py."""
+    return command[command.index(str(ROOT / "train.py")) + 1 :]
+
+
+def torchrun(line: list[str], said: str) -> None:
+    """torchrun's own main, in a process of its own; what it and its workers say goes to a file."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    run.main(line)
+
+
 def test_a_preempted_attempt_is_resumed_to_the_same_weights(place, monkeypatch):
     """Catches a preemption that loses steps: a signal that never reaches train.py, or a retry that starts anew."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -69,10 +84,8 @@ def test_a_preempted_attempt_is_resumed_to_the_same_weights(place, monkeypatch):
     taken.join()
     reached = container.newest_step(work.run)
     assert 0 < reached < STEPS
-    # The retry without torchrun, whose start the next test has.
-    monkeypatch.setattr(
-        container, "torchrun", lambda job, rank, address, words: [sys.executable, str(ROOT / "train.py"), *words]
-    )
+    # The retry in this process: how one is started and watched is above and below.
+    monkeypatch.setattr(container, "supervise", lambda command, seconds: (here(*words_of(command)).code, False))
     assert container.train_on_modal(work) == 0
     undisturbed = trained("undisturbed", train_steps=STEPS, eval_every=0)
     assert same(weights(work.run, STEPS), weights(undisturbed, STEPS))
@@ -86,13 +99,13 @@ def test_two_containers_train_together(place):
     """Catches nodes that never meet (an IPv6 address as Modal gives them), and command lines that differ by node."""
     both = job(place / "store", PRESET, *flags(data_corpus="corpus.txt"), nodes=2)
     words = container.training_words(both)
-    commands = [[*container.torchrun(both, rank, "::1", words)] for rank in range(2)]
-    nodes = [
-        subprocess.Popen(command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for command in commands
-    ]
-    said = [node.communicate(timeout=60)[0].decode() for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
+    lines = [list(container.torchrun(both, rank, "::1", words)) for rank in range(2)]
+    assert all(line[:3] == [sys.executable, "-m", "torch.distributed.run"] for line in lines)
+    nodes = [apart(torchrun, line[3:], f"node-{rank}") for rank, line in enumerate(lines)]
+    for node in nodes:
+        node.join(100)
+    said = [(place / f"node-{rank}").read_text() for rank in range(2)]
+    assert [node.exitcode for node in nodes] == [0, 0], said
     assert (both.run / "result.json").is_file()
     assert "sample: python sample.py" in said[0] and "sample:" not in said[1]
 
