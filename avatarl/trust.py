@@ -9,8 +9,9 @@ speaks from, where it counts contexts, else the probability of its favourite. A 
 bets more than it knows, 0 where it knows nothing. The consensus then takes w_c · t from the critic and gives
 w_c · (1 − t) to reality. An exponent per bucket is how products of experts are weighed (Klakow, 1998; mixed.py).
 
-The text is the critic's own training text. Statistics leave each position's occurrence out; a frozen model cannot, so
-the better it remembers, the more it is trusted (cross-fitting helps). Shapes: N positions, V vocabulary, T the window.
+The text is the critic's own training text. Statistics leave each position's occurrence out, which is kinder than new
+text; a frozen model cannot, so the better it remembers, the more it is trusted (cross-fitting helps).
+Shapes: N positions, V vocabulary, T the window.
 """
 
 from dataclasses import dataclass

@@ -68,6 +68,11 @@ METHOD: Variants = {
     "critic: n-grams of 2 characters": {"critic.kind": "ngram", "critic.ngram-context": 2},
     "critic: n-grams of 3 characters": {"critic.kind": "ngram", "critic.ngram-context": 3},
     "critic: n-grams of 4 characters": {"critic.kind": "ngram", "critic.ngram-context": 4},
+    "critic: n-grams of 4 characters, w_c 0.72 → 0.48": {  # about the mean weight of the next one
+        **falling(0.72, 0.48),
+        "critic.kind": "ngram",
+        "critic.ngram-context": 4,
+    },
     "critic: n-grams of 4 characters, trusted by position": {
         **KNOWN,
         "critic.kind": "ngram",

@@ -66,9 +66,8 @@ def entries(settings: Settings) -> list[Entry]:
     own = optimizer(settings.optimizer)
     made = [rival("cross-entropy", own)]
     for fraction in sorted(set(settings.fractions)):
-        entry = rival(
-            "AvataRL", own, f"AvataRL, {fraction:.3g} of the steps" if fraction != 1 else "AvataRL, all the steps"
-        )
+        label = "AvataRL, all the steps" if fraction == 1 else f"AvataRL, {fraction:g} of the steps"
+        entry = rival("AvataRL", own, label)
         steps = max(1, round(fraction * settings.steps))
         length = common(entry.preset, steps, settings.evaluations)
         shorter = {k: length[k] for k in ("train.steps", "optim.warmup-steps", "eval.every")}

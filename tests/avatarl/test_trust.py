@@ -18,7 +18,7 @@ from avatarl.suffixes import SuffixCritic
 from avatarl.trust import BUCKETS, EXPONENTS, Trust, bucket_of, fit_trust
 from config import Config, ConfigError, override
 from tests.avatarl import oracle
-from tests.avatarl.builders import Case, maps, method, random_case, tiny_gpt
+from tests.avatarl.builders import maps, method, random_case, tiny_gpt
 
 V, T = 11, 8
 
@@ -178,9 +178,3 @@ def test_a_critic_that_cannot_be_known(critic):
     """Catches a table fitted to a critic that changes, or to one that has read gold."""
     with pytest.raises(ConfigError, match=r"method\.critic-trust"):
         known(**critic)
-
-
-def test_a_position_needs_no_protocol():
-    """Catches a critic of one's own, with the three methods that are asked for, refused."""
-    case: Case = random_case(dtype=torch.float32)
-    assert Trust(torch.ones(BUCKETS)).at(DenseOpinion(case.critic), case.critic.amax(-1)).shape == (7, 1)

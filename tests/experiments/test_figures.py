@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from experiments.figures import Line, chart, paired, stacked
+from experiments.figures import Line, chart, curves, dots, paired, reach, stacked
+from tests.experiments.builders import row
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -29,6 +30,30 @@ def test_labels_stand_in_the_order_of_their_lines():
     close = heights(chart([Line(n, [(1, [1.0]), (2, [1 + i / 1e4])]) for i, n in enumerate("abc")], "tokens"))
     labels = [y for name, y in close.items() if name[0] in "abc"]
     assert min(abs(a - b) for a in labels for b in labels if a != b) >= 15
+
+
+def test_many_labels_stay_inside():
+    """Catches labels that a crowd at the bottom pushes out of the picture."""
+    svg = chart([Line(f"{i}", [(1, [9.0]), (2, [1 + i / 1e4])]) for i in range(12)], "tokens")
+    height = float(ElementTree.fromstring(svg).get("viewBox", "").split()[3])
+    assert all(0 < y < height for y in heights(svg).values()) and sum(": 1.00" in name for name in heights(svg)) == 12
+
+
+def test_groups_have_charts_of_their_own():
+    """Catches twelve curves in one frame, and one colour for two of them."""
+    made = [row(name, [[3.0, 2.0]], group) for group in ("muon", "adamw") for name in ("theirs", "ours")]
+    assert {"muon", "adamw", "ours: 2.000"} <= set(heights(curves(made))) and len(drawn(curves(made), "svg")) == 3
+    assert len(drawn(curves(made[:2]), "svg")) == 1
+
+
+def test_what_is_far_off_is_told():
+    """Catches one collapsed variant that squeezes all others into a corner, and one that vanishes."""
+    rows = [row(f"{i}", [[1.5 + i / 100]]) for i in range(8)]
+    svg = dots([*rows, row("far", [[3.25]]), row("lost", [[math.nan]])])
+    across = [float(d.get("cx", "nan")) for d in drawn(svg, "circle")]
+    assert len(across) == 8 and max(across) - min(across) > 300
+    assert {"3.250 →", "diverged →"} <= set(heights(svg))
+    assert reach([]) == 0 and reach([2.0]) == 2.0 and reach([1.0, 1.1, 1.2]) == 1.2
 
 
 def test_a_seed_joins_its_own_dots():
