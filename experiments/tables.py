@@ -1,5 +1,6 @@
 """What a study's rows say, in Markdown: means and spreads over seeds, differences to a baseline seed by seed."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -131,10 +132,24 @@ def heading(title: str, made: Mapping[str, Any], how: StudySettings, rows: Seque
         "",
         f"`{made['command']}` on {machine(made)}. {seeds}; validated on {text}. {how.jobs} "
         f"run{'s' * (how.jobs > 1)} at a time with {how.threads} thread{'s' * (how.threads > 1)} each; training time "
-        f"leaves evaluations out and is a rough guide where runs share a machine.{search if tuned else ''}",
+        f"leaves evaluations out and is a rough guide where runs share a machine.{with_other_threads(how, rows)}"
+        f"{search if tuned else ''}",
         *(["", note] if note else []),
         "",
     ]
+
+
+def with_other_threads(how: StudySettings, rows: Sequence[Row]) -> str:
+    """Which rows' runs were found, trained by an earlier call that gave them other threads: their time says less."""
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        configs = [o.folder / "config.json" for o in row.outcomes]
+        used = {json.loads(path.read_text())["config"]["run"]["threads"] for path in configs if path.is_file()}
+        for threads in sorted(used - {how.threads}):
+            found.setdefault(threads, []).append(row.entry.label)
+    return "".join(
+        f" Trained by an earlier call, with run.threads {n}: {'; '.join(names)}." for n, names in found.items()
+    )
 
 
 def validated_on(how: StudySettings) -> str:

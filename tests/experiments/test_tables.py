@@ -1,5 +1,6 @@
 """The arithmetic of tables: means, spreads, paired differences, curves on the clock."""
 
+import json
 import math
 import statistics
 from dataclasses import replace
@@ -9,7 +10,19 @@ import pytest
 
 from experiments.figures import chart, curves, dots, reliability
 from experiments.study import StudySettings, stamp
-from experiments.tables import along, ce_at, columns, difference, gaps, markdown, on_the_clock, page, spread, verdicts
+from experiments.tables import (
+    along,
+    ce_at,
+    columns,
+    difference,
+    gaps,
+    markdown,
+    on_the_clock,
+    page,
+    spread,
+    verdicts,
+    with_other_threads,
+)
 from tests.experiments.builders import row
 
 BASE = row("theirs", [[2.0, 1.6], [2.1, 1.9], [2.2, 1.7]], "muon", baseline=True)
@@ -55,6 +68,21 @@ def test_a_diverged_run_has_no_mean():
     lost = replace(OURS, outcomes=(replace(first, diverged=True), *rest))
     assert "diverged in 1 of 3" in "\n".join(markdown([BASE, lost], columns(tuned=False)))
     assert difference()[1](lost, BASE) == "—"
+
+
+def test_runs_with_other_threads_are_named(tmp_path):
+    """Catches a page that says how many threads every run had, where an earlier call gave some of them others."""
+    for threads in (1, 2):
+        (tmp_path / str(threads)).mkdir()
+        (tmp_path / str(threads) / "config.json").write_text(json.dumps({"config": {"run": {"threads": threads}}}))
+    (outcome,) = row("alone", [[1.0, 2.0]]).outcomes
+    found = [replace(row(label, [[1.0]]), outcomes=(replace(outcome, folder=tmp_path / label),)) for label in "12"]
+    rows = [replace(r, entry=replace(r.entry, label=f"of {n}")) for n, r in enumerate(found, 1)]
+    assert (
+        with_other_threads(StudySettings(threads=1), rows) == " Trained by an earlier call, with run.threads 2: of 2."
+    )
+    assert with_other_threads(StudySettings(threads=4), rows).count("earlier call") == 2
+    assert with_other_threads(StudySettings(threads=2), rows[1:]) == ""
 
 
 @pytest.mark.parametrize(("second", "ce"), [(1.0, 1.9), (1.5, 1.7), (2.0, 1.5), (2.5, None), (0.5, 1.9)])
