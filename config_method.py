@@ -1,0 +1,188 @@
+"""The knobs of the method: who judges, and what becomes of it. The groups `critic` and `method` of config.py.
+
+The defaults are the published settings (DESIGN section 3). Values are checked when a group is built, and the error
+names the field, the value and the way out.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from checks import check_fields, parse_members, parse_schedule, require
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Who judges the alternatives (DESIGN section 3, Critics)."""
+
+    kind: Literal["model", "ngram", "mixed", "suffix", "self", "ensemble"] = "model"
+    """model: a frozen GPT; ngram: interpolated counts of the training text; mixed: all context lengths as a product
+    of experts (small vocabularies); suffix: the same blended along a suffix array (any vocabulary); self: the
+    student's own past or a twin; ensemble: several."""
+    ensemble: str = "mixed:0.5,self:0.5"
+    """ensemble: whose probabilities are multiplied, each to the power of its weight, as kind:weight,kind:weight."""
+    run: str = ""
+    """model: a run folder to take the critic from. Empty: the critic of `preset`, trained when missing."""
+    preset: str = ""
+    """model: the pretraining preset that makes the critic. Empty: pretrain-char, or pretrain-30m for gpt2 tokens."""
+    cross_fit: bool = False
+    """model: two critics, each trained on one half of the text and judging the other half."""
+    ngram_context: int = 4
+    """ngram: longest context in tokens (1 = bigram)."""
+    mixed_context: int = 8
+    """mixed: longest context in tokens."""
+    suffix_context: int = 8
+    """suffix: longest context in tokens."""
+    ngram_discount: float = 0.75
+    """ngram: absolute discount d, in (0, 1)."""
+    leave_one_out: bool = True
+    """ngram, mixed, suffix: take a training position's own occurrence out of the counts it is judged by."""
+    past: Literal["ema", "ring", "twin"] = "ema"
+    """self: a moving average of the student, a ring of its snapshots, or a twin trained beside it."""
+    ema_decay: float = 0.999
+    """self, ema: share of the average that survives one optimiser step."""
+    ring_size: int = 4
+    """self, ring: how many snapshots are kept; one of them, drawn per step, judges."""
+    ring_every: int = 100
+    """self, ring: optimiser steps between snapshots."""
+    cache: bool = False
+    """model, ngram: ask the critic once about every training window, keep its answers on disk and train from them."""
+    cache_top: int = 0
+    """cache: how many of the critic's likeliest tokens are kept for a position; 0: twice method.top-k."""
+
+    def __post_init__(self) -> None:
+        check_fields("critic", self)
+        members = self.members
+        require(
+            self.kind != "ensemble" or not ("self" in members and self.past == "twin"),
+            "critic.past",
+            self.past,
+            "a twin judges alone; use ema or ring in an ensemble",
+        )
+        require(
+            not self.cache or "self" not in members,
+            "critic.cache",
+            self.cache,
+            "the student's past changes while it trains; use --critic.kind model, ngram, mixed or suffix",
+        )
+        require(self.cache_top >= 0, "critic.cache-top", self.cache_top, "use 0 (twice method.top-k) or more tokens")
+        require(1 <= self.mixed_context <= 16, "critic.mixed-context", self.mixed_context, "use 1 to 16 tokens")
+        require(self.suffix_context >= 1, "critic.suffix-context", self.suffix_context, "use 1 token or more")
+        require(0 <= self.ngram_context <= 16, "critic.ngram-context", self.ngram_context, "use 0 to 16 tokens")
+        require(
+            0 < self.ngram_discount < 1,
+            "critic.ngram-discount",
+            self.ngram_discount,
+            "use a discount in (0, 1)",
+        )
+        require(0 <= self.ema_decay < 1, "critic.ema-decay", self.ema_decay, "use a decay in [0, 1)")
+        for name in ("ring_size", "ring_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"critic.{name.replace('_', '-')}", value, "use a positive number")
+
+    @property
+    def members(self) -> dict[str, float]:
+        """Who judges, and with what weight: {kind: weight}; one alone with weight 1."""
+        return parse_members(self.ensemble, "critic.ensemble") if self.kind == "ensemble" else {self.kind: 1.0}
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Action set, experts, reward and loss (DESIGN section 3). A `…-schedule` overrides its constant.
+
+    A schedule is written as progress:value knots with straight lines between them: "0:0.8,1:0.1" falls from
+    0.8 at the first step to 0.1 at the last.
+    """
+
+    top_k: int = 16
+    """k: the student and the critic propose this many actions each."""
+    proposals: Literal["both", "critic"] = "both"
+    """both: student and critic propose actions; critic: it alone, beside gold (to be studied)."""
+    reality_weight: float = 0.7
+    """w_r: weight of the reality expert in the geometric mean."""
+    critic_weight: float = 0.3
+    """w_c: weight of the critic expert in the geometric mean."""
+    critic_trust: Literal["constant", "known"] = "constant"
+    """known: w_c falls, in favour of w_r, where training text shows that the critic is too sure (avatarl/trust.py)."""
+    epsilon: float = 0.1
+    """ε: mass that the reality expert spreads over the actions other than gold."""
+    sparsify: Literal["above_mean", "none"] = "above_mean"
+    """above_mean: actions whose consensus is at most 1/|A| get no reward; none: all keep theirs."""
+    normalize: Literal["cap", "sum"] = "cap"
+    """cap: scale by reward-scale, largest reward of a position at most reward-cap; sum: rewards sum to 1."""
+    reward_scale: float = 100.0
+    """Factor on the consensus before the cap (normalize = cap)."""
+    reward_cap: float = 1.5
+    """Largest reward of a position (normalize = cap)."""
+    entropy_coef: float = 0.01
+    """β: weight of the full-vocabulary entropy bonus."""
+    policy_weighting: Literal["reinforce", "expected"] = "reinforce"
+    """reinforce: −Σ r log π; expected: −Σ π r, the exact policy gradient, which collapses (to be studied)."""
+    advantage: Literal["none", "group"] = "none"
+    """none: rewards as they are; group: GRPO advantages within A with a clipped ratio (needs expected)."""
+    clip_ratio: float = 0.2
+    """group: the probability ratio is clipped to 1 ± this."""
+    inner_epochs: int = 1
+    """group: optimiser updates on each batch."""
+    context: Literal["gold", "student"] = "gold"
+    """gold: teacher-forced; student: a share of the context is replaced by the student's own picks."""
+    student_context_share: float = 0.25
+    """student: probability that a context token is replaced."""
+    reality_weight_schedule: str = ""
+    """Knots for reality-weight; empty: constant."""
+    critic_weight_schedule: str = ""
+    """Knots for critic-weight; empty: constant."""
+    epsilon_schedule: str = ""
+    """Knots for epsilon; empty: constant."""
+    entropy_coef_schedule: str = ""
+    """Knots for entropy-coef; empty: constant."""
+    top_k_schedule: str = ""
+    """Knots for the active k, rounded, at most top-k; empty: constant."""
+    student_context_share_schedule: str = ""
+    """Knots for student-context-share; empty: constant."""
+
+    SCHEDULED = (
+        "reality_weight",
+        "critic_weight",
+        "epsilon",
+        "entropy_coef",
+        "top_k",
+        "student_context_share",
+    )
+
+    def knots(self, name: str) -> tuple[tuple[float, float], ...]:
+        """The schedule of field `name`: its knots, or its constant as the only one."""
+        flag = f"method.{name}_schedule".replace("_", "-")
+        return parse_schedule(getattr(self, f"{name}_schedule"), flag) or ((0.0, float(getattr(self, name))),)
+
+    def __post_init__(self) -> None:
+        check_fields("method", self)
+        require(self.top_k >= 1, "method.top-k", self.top_k, "use a positive number")
+        require(self.inner_epochs >= 1, "method.inner-epochs", self.inner_epochs, "use a positive number")
+        require(self.clip_ratio > 0, "method.clip-ratio", self.clip_ratio, "use a positive number, such as 0.2")
+        require(self.reward_scale > 0, "method.reward-scale", self.reward_scale, "use a positive number")
+        require(self.reward_cap > 0, "method.reward-cap", self.reward_cap, "use a positive number")
+        limits = {"top_k": (1, self.top_k), "student_context_share": (0, 1)}
+        for name in self.SCHEDULED:
+            field_at_fault = f"{name}_schedule" if getattr(self, f"{name}_schedule") else name
+            label = f"method.{field_at_fault}".replace("_", "-")
+            for _, value in self.knots(name):
+                if name == "epsilon":
+                    require(0 < value < 1, label, value, "ε must lie strictly between 0 and 1")
+                elif name in limits:
+                    low, high = limits[name]
+                    require(low <= value <= high, label, value, f"use a value from {low} to {high}")
+                else:
+                    require(0 <= value < math.inf, label, value, "use a finite value, 0 or more")
+        require(
+            self.advantage == "none" or self.policy_weighting == "expected",
+            "method.advantage",
+            self.advantage,
+            "centred advantages times log π have no minimum; add --method.policy-weighting expected",
+        )
+        require(
+            self.advantage == "group" or self.inner_epochs == 1,
+            "method.inner-epochs",
+            self.inner_epochs,
+            "more than one needs the clipped ratio of --method.advantage group",
+        )
