@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from checks import parse_schedule
 from config import (
     PRESETS,
     Config,
@@ -22,7 +23,6 @@ from config import (
     TrainConfig,
     differences,
     override,
-    parse_schedule,
     preset,
 )
 
