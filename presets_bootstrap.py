@@ -70,9 +70,10 @@ PRESETS_BOOTSTRAP: dict[str, tuple[str, str | None, Groups]] = {
         merge(
             EIGHT,
             {
-                # Five stages of at least 100 steps each, and some for what gold alone teaches.
-                "train": {"steps": 800},
+                # Four stages of at most 300 steps, and at least as many for the fifth.
+                "train": {"steps": 1500},
                 "bootstrap": {
+                    "stage_max_steps": 300,
                     "stages": "frequencies,bigrams,words,punctuation,patterns",
                     "exact_weight_schedule": "0:0,1:1",
                 },

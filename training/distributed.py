@@ -7,7 +7,7 @@ world of one.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -165,7 +165,7 @@ def shared_out(stacks: list[list[Tensor]], work: Callable[[Tensor], Tensor]) -> 
     ]
 
 
-def divided(shapes: list[tuple[int, ...]], size: int) -> list[list[int]]:
+def divided(shapes: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
     """Which of `size` processes does each matrix of stacks of `shapes` (M, rows, columns): all have about equal work.
 
     A matrix costs as much as its product with its own transpose; the dearest are given away first.

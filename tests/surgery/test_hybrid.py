@@ -1,6 +1,7 @@
 """The whole experiment, tiny: phases in their order, arms that are comparable, resumed bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -254,10 +255,10 @@ def test_other_judges(quick):
     dataset = load_data(config, World(), None)
     prompts, texts = torch.from_numpy(dataset.train[:100].astype("int64")).view(10, 10).split([4, 6], dim=1)
     found = set()
-    for judge, folder in (("ngram", ""), ("mixed", ""), ("model", "runs/fair")):
-        one = judge_of(
-            SurgeryConfig(judge=judge, judge_run=folder, prompt_tokens=4, new_tokens=6), config, dataset, CPU
-        )
+    settings = SurgeryConfig(prompt_tokens=4, new_tokens=6)
+    model = replace(settings, judge="model", judge_run="runs/fair")
+    for asked in (replace(settings, judge="ngram"), replace(settings, judge="mixed"), model):
+        one = judge_of(asked, config, dataset, CPU)
         assert one is not None
         found.add(round(float(one.quality(prompts, texts).likelihood.mean()), 4))
     assert len(found) == 3 and max(found) < 0, "each has its own opinion of the same texts"
