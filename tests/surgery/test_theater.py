@@ -73,6 +73,15 @@ def test_a_closed_generator_restores(model):
     going.close()
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as at a keyboard: a process that a shell started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_real_interrupt_at_every_line_of_the_doors(model):
     """Catches the moment between two weights, or before the first line of `__exit__`, at which Ctrl-C ruins a model.
 
