@@ -101,7 +101,7 @@ def chart(lines: Sequence[Line], x_title: str, y_title: str = "validation CE, na
     ends = [x for line in lines for x, _ in line.points]
     first, last = (min(ends) if log_x else 0.0), max(ends)
     first, last = (first, last) if last > first else (0.9 * first, 1.1 * last + 1)
-    settled = [v for line in lines for x, values in line.points for v in values if log_x or x >= 0.4 * last]
+    settled = [v for line in lines for v in late(line, 0.0 if log_x else 0.4)]
     low, high = min(settled), max(settled)
     pad = 0.05 * (high - low) or 0.05
     room = 30 + LETTER * max(len(said(line)) for line in lines)
@@ -113,6 +113,11 @@ def chart(lines: Sequence[Line], x_title: str, y_title: str = "validation CE, na
     for (i, line), at in zip(drawn, [height - below for height in heights], strict=True):
         body += one_line(line, plot, COLOURS[i % len(COLOURS)], at)
     return plot.wrapped(body, x_title, y_title)
+
+
+def late(line: Line, share: float) -> list[float]:
+    """All values of a line from a share of its own length on."""
+    return [v for x, values in line.points for v in values if x >= share * line.points[-1][0]]
 
 
 def said(line: Line) -> str:

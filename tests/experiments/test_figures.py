@@ -39,6 +39,13 @@ def test_many_labels_stay_inside():
     assert all(0 < y < height for y in heights(svg).values()) and sum(": 1.00" in name for name in heights(svg)) == 12
 
 
+def test_a_short_run_stays_inside():
+    """Catches a range of values taken from the end of the longest run, with shorter ones below the picture."""
+    svg = chart([Line("long", [(0, [3.0]), (10, [2.0])]), Line("short", [(0, [3.0]), (2, [0.5])])], "tokens")
+    height = float(ElementTree.fromstring(svg).get("viewBox", "").split()[3])
+    assert all(0 < y < height - 40 for name, y in heights(svg).items() if name.startswith("short"))
+
+
 def test_groups_have_charts_of_their_own():
     """Catches twelve curves in one frame, and one colour for two of them."""
     made = [row(name, [[3.0, 2.0]], group) for group in ("muon", "adamw") for name in ("theirs", "ours")]
