@@ -1,6 +1,6 @@
 """Per-position trust: the critic has less weight where training text shows that it is too sure (DESIGN section 3).
 
-    trust = fit_trust(critic, tokens, vocab_size, block_size)              # a dozen numbers, in seconds
+    trust = fit_trust(critic, tokens, vocab_size, block_size)              # a number for every bucket
     w_r, w_c = trust.shares(opinion, log_p_best, w_r, w_c)                  # (N, 1) each, their sum as before
 
 Positions fall into buckets by what the critic knows about itself there: how often it has seen the context that it
