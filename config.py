@@ -202,7 +202,7 @@ class TrainConfig:
     batch_size: int = 12
     """Sequences per optimiser step, over all processes and accumulated micro-batches."""
     grad_accum: int = 1
-    """Micro-batches that a process splits its share of a step into; changes memory, not results."""
+    """Micro-batches that one process cuts a step into; more share them, none larger. Changes memory, not results."""
     max_bad_steps: int = 20
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
     checkpoint_every: int = 500
@@ -315,12 +315,22 @@ class Config:
         )
         if self.train.objective == "avatarl" and self.method.critic_trust == "known":
             self._check_trust()
+        if self.train.objective == "avatarl" and self.method.imagined_windows:
+            self._check_imagination()
         if self.train.objective == "bootstrap":
             self.bootstrap.check_model(self.model.block_size, self.model.dropout)
             fix = "a bootstrapping run is small, and every process holds it whole; use ddp"
             require(self.run.parallel != "fsdp", "run.parallel", self.run.parallel, fix)
         top, k = self.critic.cache_top, self.method.top_k
         require(top == 0 or top >= k, "critic.cache-top", top, f"the critic proposes method.top-k = {k}; keep as many")
+
+    def _check_imagination(self) -> None:
+        """Only statistics of the text can write, and what they write is read as it stands."""
+        label, many, critic, method = "method.imagined-windows", self.method.imagined_windows, self.critic, self.method
+        writes = critic.kind in ("ngram", "mixed", "suffix") and not critic.cache
+        require(writes, label, many, "they are written by --critic.kind ngram, mixed or suffix, without a cache")
+        fix = "student contexts and group advantages belong to the corpus's own windows; leave one of them out"
+        require(method.context == "gold" and method.advantage == "none", label, many, fix)
 
     def _check_trust(self) -> None:
         """What is known about a critic before training must hold throughout, and not come from reading gold."""

@@ -128,6 +128,10 @@ class MethodConfig:
     """gold: teacher-forced; student: a share of the context is replaced by the student's own picks."""
     student_context_share: float = 0.25
     """student: probability that a context token is replaced."""
+    imagined_windows: int = 0
+    """Windows written by the critic (ngram, mixed, suffix) that are learnt from beside each window of the corpus."""
+    imagined_judge: Literal["critic", "consensus"] = "critic"
+    """critic: it alone judges what it wrote; consensus: the token that it wrote counts as gold (to be studied)."""
     reality_weight_schedule: str = ""
     """Knots for reality-weight; empty: constant."""
     critic_weight_schedule: str = ""
@@ -140,6 +144,8 @@ class MethodConfig:
     """Knots for the active k, rounded, at most top-k; empty: constant."""
     student_context_share_schedule: str = ""
     """Knots for student-context-share; empty: constant."""
+    imagined_windows_schedule: str = ""
+    """Knots for imagined-windows, rounded, at most imagined-windows; empty: constant."""
 
     SCHEDULED = (
         "reality_weight",
@@ -148,6 +154,7 @@ class MethodConfig:
         "entropy_coef",
         "top_k",
         "student_context_share",
+        "imagined_windows",
     )
 
     def knots(self, name: str) -> tuple[tuple[float, float], ...]:
@@ -162,7 +169,9 @@ class MethodConfig:
         require(self.clip_ratio > 0, "method.clip-ratio", self.clip_ratio, "use a positive number, such as 0.2")
         require(self.reward_scale > 0, "method.reward-scale", self.reward_scale, "use a positive number")
         require(self.reward_cap > 0, "method.reward-cap", self.reward_cap, "use a positive number")
-        limits = {"top_k": (1, self.top_k), "student_context_share": (0, 1)}
+        most = self.imagined_windows
+        require(most >= 0, "method.imagined-windows", most, "use 0 or more windows")
+        limits = {"top_k": (1, self.top_k), "student_context_share": (0, 1), "imagined_windows": (0, most)}
         for name in self.SCHEDULED:
             field_at_fault = f"{name}_schedule" if getattr(self, f"{name}_schedule") else name
             label = f"method.{field_at_fault}".replace("_", "-")

@@ -5,6 +5,7 @@ import torch
 
 from avatarl.cache import CachedCritic
 from avatarl.critics import Autocast, Critic, CrossFitCritic, EnsembleCritic, ModelCritic, PastCritic
+from avatarl.imagination import Imagination, Writer
 from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
 from avatarl.objective import AvataRL, CrossEntropy
@@ -136,6 +137,13 @@ def build_objective(
     if method.critic_trust == "known":
         assert critic is not None and past is None  # the config saw to it
         trust = fit_trust(critic, train, vocab_size, config.model.block_size, device)
+    imagination = None
+    if method.imagined_windows:
+        assert isinstance(critic, Writer)  # the config saw to it
+        length, batch_size = config.model.block_size, config.train.batch_size
+        imagination = Imagination(
+            critic, train, block_size=length, batch_size=batch_size, steps=config.train.steps, seed=config.run.seed
+        )
     return AvataRL(
         student,
         method,
@@ -147,4 +155,5 @@ def build_objective(
         critic_flops=critic_flops,
         autocast=autocast,
         trust=trust,
+        imagination=imagination,
     )

@@ -104,6 +104,16 @@ class MixedCritic:
             return DenseOpinion(self._recall(places.flatten()))
         return DenseOpinion(self._mix(self.judged_by_each(tokens, positions)))
 
+    @property
+    def reach(self) -> int:
+        """The longest context that is used, in tokens."""
+        return self.context
+
+    def after(self, context: Tensor) -> DenseOpinion:
+        """What follows each of contexts (N, C), nothing left out."""
+        rows = self._rows(context, None).unflatten(0, context.shape)[:, -1]  # (N, J)
+        return DenseOpinion(self._mix(self._experts(rows, None, None)))
+
     def judged_by_each(self, tokens: Tensor, positions: Tensor | None) -> Experts:
         """What every expert thinks of tokens (B, T), the shortest context first; arguments as of `opinion`."""
         own = gold = None

@@ -80,6 +80,17 @@ class NgramCritic:
         p_gold = floor + (weights * (mass - own).clamp_min_(0)).sum(-1)  # (N,)
         return NgramOpinion(self.table, rows, weights, floor, (gold, p_gold))
 
+    @property
+    def reach(self) -> int:
+        """The longest context that is used, in tokens, or the one that it is given though it uses none."""
+        return max(1, self.context)
+
+    def after(self, context: Tensor) -> "NgramOpinion":
+        """What follows each of contexts (N, C), nothing left out."""
+        rows = self._rows(context).unflatten(0, context.shape)[:, -1]  # (N, J)
+        totals, kinds = look_up(self.table.totals, rows), look_up(self.table.kinds, rows)
+        return NgramOpinion(self.table, rows, *self._weights(totals, kinds))
+
     def _rows(self, tokens: Tensor) -> Tensor:
         """The row of every context that ends in each token: (B, T) → (N, J) int64."""
         batch, length = tokens.shape

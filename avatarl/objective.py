@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from avatarl.cache import CachedOpinion
 from avatarl.contexts import keyed_uniform, replace_context, sample_actions
 from avatarl.critics import Autocast, Critic, CriticOpinion, PastCritic, model_opinion
+from avatarl.imagination import Imagination
 from avatarl.loss import LossSettings, fused_avatarl_loss, group_loss, judge
 from avatarl.metrics import MetricSums, policy_metrics
 from avatarl.schedules import Schedules
@@ -76,6 +77,7 @@ class AvataRL(nn.Module):
         critic_flops: float | None = None,
         autocast: Autocast = nullcontext,
         trust: Trust | None = None,
+        imagination: Imagination | None = None,
     ) -> None:
         super().__init__()
         if critic_flops is None:
@@ -85,6 +87,7 @@ class AvataRL(nn.Module):
             raise ValueError("AvataRL needs either a critic (the student's past is one) or a twin")
         self.student, self.past, self.twin = student, past, twin
         self.method, self.seed, self.autocast, self.trust = method, seed, autocast, trust
+        self.imagination = imagination
         self._critics, self._critic_flops = (critic,), critic_flops  # in a tuple: `past` is not registered twice
         self.inner_epochs = method.inner_epochs
         device = student.wte.weight.device
@@ -140,9 +143,23 @@ class AvataRL(nn.Module):
                 rollout["tokens"] = self.student_context(player, rival, batch, settings, step)
             tokens = rollout["tokens"]
         opinion = None if "judged" in rollout else self.ask(tokens, batch.positions, rival, batch.judged)
+        if self.imagination is not None and (count := self.schedules.imagined_windows(step)):
+            return self.with_imagined(player, opinion, batch, count, settings, measure)
         hidden = player.hidden(tokens).flatten(0, 1)  # (N, D)
         if self.method.advantage == "group":
             return self.group(hidden @ player.unembedding.T, opinion, gold, settings, rollout, measure)
+        return self.scored(hidden, player, opinion, gold, settings, measure)
+
+    def scored(
+        self,
+        hidden: Tensor,
+        player: GPT,
+        opinion: CriticOpinion | None,
+        gold: Tensor,
+        settings: LossSettings,
+        measure: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of a player's hidden states (N, D), and its metrics."""
         return fused_avatarl_loss(
             hidden,
             player.unembedding,
@@ -152,6 +169,28 @@ class AvataRL(nn.Module):
             chunk_size=self.chunk_size,
             measure=measure,
         )
+
+    def with_imagined(
+        self,
+        player: GPT,
+        opinion: CriticOpinion | None,
+        batch: Batch,
+        count: int,
+        settings: LossSettings,
+        measure: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the batch's windows and `count` imagined ones beside each; metrics of the batch's own."""
+        assert self.imagination is not None
+        imagined = self.imagination.windows(batch.first, batch.indices, count)
+        hidden = player.hidden(torch.cat((batch.tokens, imagined.tokens))).flatten(0, 1)  # ((1 + count) · N, D)
+        real, other = hidden.split((batch.tokens.numel(), imagined.tokens.numel()))
+        loss, metrics = self.scored(real, player, opinion, batch.targets.flatten(), settings, measure)
+        if self.method.imagined_judge == "critic":
+            settings = settings._replace(reality_weight=0.0, critic_weight=1.0, trust=None)
+        beside, seen = self.scored(other, player, imagined.opinion, imagined.written.flatten(), settings, measure)
+        if measure:
+            metrics["imagination/critic_kl"] = seen["train/critic_kl"]
+        return (loss + count * beside) / (1 + count), metrics
 
     def ask(
         self,
@@ -219,5 +258,5 @@ class AvataRL(nn.Module):
         """Matrix-product FLOPs of a training step, per token, the critic's forward included."""
         forward = self.student.flops_per_token()
         looks = 2 if self.method.context == "student" else 1
-        players = 1 if self.twin is None else 2
+        players = (1 if self.twin is None else 2) * (1 + self.schedules.mean_imagined_windows)
         return players * ((3 * self.method.inner_epochs + looks - 1) * forward + looks * self._critic_flops)

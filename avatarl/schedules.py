@@ -15,14 +15,15 @@ def tabulate(method: MethodConfig, steps: int) -> dict[str, np.ndarray]:
     """Every scheduled field of MethodConfig at each of `steps` steps: {name: (steps,) float32}.
 
     Progress runs from 0 at the first step to 1 at the last; beyond its outer knots a schedule is flat.
-    `top_k` is rounded to whole actions.
+    `top_k` and `imagined_windows` are rounded to whole actions and windows.
     """
     progress = np.linspace(0.0, 1.0, steps)
     table = {}
     for name in method.SCHEDULED:
         at, values = zip(*method.knots(name), strict=True)
         table[name] = np.interp(progress, at, values).astype(np.float32)
-    table["top_k"] = np.rint(table["top_k"])
+    for name in ("top_k", "imagined_windows"):
+        table[name] = np.rint(table[name])
     return table
 
 
@@ -35,8 +36,14 @@ class Schedules:
         self._rows = torch.from_numpy(np.stack(list(table.values()), axis=1)).to(device)  # (steps, fields)
         self.k_varies = bool((table["top_k"] != method.top_k).any())
         self.ever_entropy = bool(table["entropy_coef"].any())
+        self._imagined = table["imagined_windows"].astype(int).tolist()
+        self.mean_imagined_windows = float(table["imagined_windows"].mean())
 
     def at(self, step: int) -> dict[str, Tensor]:
         """{field: 0-d float32} at `step`; past the end, the last row."""
         row = self._rows[min(step, len(self._rows) - 1)].unbind()
         return {name: row[i] for name, i in self._column.items()}
+
+    def imagined_windows(self, step: int) -> int:
+        """How many windows beside each of the corpus's are imagined at `step`: the host has to know."""
+        return int(self._imagined[min(step, len(self._imagined) - 1)])

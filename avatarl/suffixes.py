@@ -248,6 +248,16 @@ class SuffixCritic:
         self.statistics = SuffixStatistics.build(corpus, vocab_size, max_context).to(device)
         self.leave_one_out, self.backoff, self.vocab_size = leave_one_out, backoff, vocab_size
 
+    @property
+    def reach(self) -> int:
+        """The longest context that is used, in tokens."""
+        return self.statistics.max_context
+
+    def after(self, context: Tensor) -> "SuffixOpinion":
+        """What follows each of contexts (N, C), nothing left out."""
+        low, high = self.statistics.intervals(context)
+        return SuffixOpinion(self, low, high, torch.full_like(low[:, 0], NO_TOKEN))
+
     def opinion(self, tokens: Tensor, positions: Tensor | None = None) -> "SuffixOpinion":
         """What follows each of tokens (B, T), N = B·T in row-major order; contexts stay inside the window.
 

@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     """(B,) int64: index of the row among all rows of the run, step * batch_size + row."""
     judged: tuple[Tensor, Tensor] | None = None
     """What a cached critic thinks: its top ids (B, T, M) int32, best first, and their log-probs, float16."""
+    first: int = 0
+    """indices[0], which the host may know without asking the device."""
 
 
 def window_count(length: int, block_size: int) -> int:
@@ -105,6 +107,7 @@ class TrainingBatches:
             positions=torch.from_numpy(positions),
             indices=torch.arange(first + start, first + stop),
             judged=judged,
+            first=first + start,
         )
 
     def _positions(self, start: int, stop: int) -> np.ndarray:
@@ -190,4 +193,4 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
     positions = None if batch.positions is None else move(batch.positions)
     judged = None if batch.judged is None else (move(batch.judged[0]), move(batch.judged[1]))
-    return Batch(move(batch.tokens), move(batch.targets), positions, move(batch.indices), judged)
+    return Batch(move(batch.tokens), move(batch.targets), positions, move(batch.indices), judged, batch.first)

@@ -12,6 +12,7 @@ import torch
 
 from avatarl.mixed import MEMORY_BYTES
 from avatarl.objective import CHUNK_ELEMENTS
+from avatarl.schedules import tabulate
 from avatarl.suffixes import COUNT_ENTRIES, LEAST_STRIDE, tokens_per_key
 from bootstrap.rollouts import passes_per_token
 from config import Config, critic_preset, override, preset
@@ -39,7 +40,7 @@ class Workload:
     batch_size: int
     """Sequences per optimiser step."""
     micro_batch: int
-    """Sequences of one forward pass: batch_size / grad_accum."""
+    """Sequences of one forward pass on one process, and at most on several: batch_size / grad_accum."""
     tokens_per_step: int
     student_flops: float
     """Per training token, forward and backward, of all that trains."""
@@ -115,7 +116,8 @@ def flops_per_token(config: Config, forward: float) -> tuple[float, float]:
     judging = forward if "self" in config.critic.members else 0.0
     if critic_count(config) and not config.critic.cache:
         judging += critic_flops(config)
-    return players * (3 * method.inner_epochs + looks - 1) * forward, players * looks * judging
+    windows = 1 + float(tabulate(method, config.train.steps)["imagined_windows"].mean())
+    return players * windows * (3 * method.inner_epochs + looks - 1) * forward, players * looks * judging
 
 
 def player_count(config: Config) -> int:

@@ -118,6 +118,12 @@ METRICS: dict[str, Metric] = {
         noisy=True,
         settles=True,
     ),
+    "imagination/critic_kl": Metric(
+        "KL(critic ‖ student), imagined",
+        "nats",
+        "How far the student is from the critic where the critic wrote, both renormalised over the action set.",
+        noisy=True,
+    ),
     "train/grad_norm": Metric(
         "Gradient norm",
         "",
@@ -163,6 +169,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "train/action_count",
         "train/overlap",
         "train/critic_kl",
+        "imagination/critic_kl",
     ),
     "Health": tuple(HEALTH_METRICS),
     "Optimiser and machine": (

@@ -48,6 +48,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "method_inner_epochs": 2,
         "train_grad_accum": 2,
     },
+    "imagined windows, accumulation": {"method_imagined_windows": 2, "train_grad_accum": 2},
     "student contexts, rotary": {"method_context": "student", "model_position": "rope", "model_qk_norm": True},
 }
 

@@ -1,0 +1,118 @@
+"""Imagined windows: text that the critic writes and judges, learnt from beside the corpus's own.
+
+    imagination = Imagination(critic, train_ids, block_size=64, batch_size=12, steps=2000, seed=1)
+    tokens, written, opinion = imagination.windows(batch.first, batch.indices, count=3)     # (3 B, 64) int64 twice
+
+A window of the corpus shows the student one context at each place, and reality speaks there once. A critic of counts
+knows what follows contexts that the student has yet to meet: so it continues places of the training text in words of
+its own, and the student learns there too. That is Dyna's division of labour (Sutton, 1991): real experience,
+and simulated experience from a model of the world, which here is built from the training text in seconds.
+
+Which text stands in a window depends on (seed, row of the run, number of the window) alone: draws are hashes
+(contexts.py), so that resumed and divided runs read the same. Windows are written for many steps at a time, since it
+goes token by token; what the critic thought while it wrote is its judgement, from contexts that reach back before the
+window. Shapes: B rows of a batch, T positions, C tokens of context, N contexts, V vocabulary.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avatarl.contexts import keyed_uniform
+from avatarl.critics import CriticOpinion, DenseOpinion
+
+WINDOWS = 2**11  # written at a time: more are hardly cheaper
+ENTRIES = 2**24  # log-probabilities of float16 that are kept for them
+TEXT, START = 2, 3  # streams of draws; 0 and 1 are those of contexts.py
+
+
+class FullOpinion(CriticOpinion, Protocol):
+    """An opinion that can list the whole vocabulary."""
+
+    def full(self) -> Tensor:
+        """All log-probabilities: (N, V)."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A critic that can be asked about contexts alone, and so can write."""
+
+    vocab_size: int
+
+    @property
+    def reach(self) -> int:
+        """The longest context that it uses, at least 1."""
+
+    def after(self, context: Tensor) -> FullOpinion:
+        """What follows each of contexts (N, C), nothing left out of the counts."""
+
+
+class Imagined(NamedTuple):
+    """Windows of imagined text, and what their writer thought of every position."""
+
+    tokens: Tensor
+    """(n, T) int64."""
+    written: Tensor
+    """(n, T) int64: the token after each of `tokens`."""
+    opinion: DenseOpinion
+    """At the n · T positions, in row-major order."""
+
+
+class Imagination:
+    """Windows of `block_size` tokens for every row of a run of `steps` batches of `batch_size`, in the writer's words.
+
+    text (L,) is the training stream, of which every window continues a drawn place: its first token, too, is imagined.
+    """
+
+    def __init__(
+        self, writer: Writer, text: np.ndarray, *, block_size: int, batch_size: int, steps: int, seed: int
+    ) -> None:
+        self._writer, self._text = writer, text
+        self._block_size, self._batch_size, self._rows, self._seed = block_size, batch_size, batch_size * steps, seed
+        self._ready: dict[int, tuple[Tensor, Tensor]] = {}  # of rows, by the index of the first: as `_write` returns
+
+    def windows(self, first: int, indices: Tensor, count: int) -> Imagined:
+        """`count` windows for each of the rows `indices` (B,) in turn, which count up from `first`: n = count · B.
+
+        Those of the same rows in later steps are written with them.
+        """
+        rows = len(indices)
+        ready = self._ready.get(first)
+        if ready is None or len(ready[0]) < rows or ready[0].shape[1] < count:
+            ready = self._write_ahead(indices, first, count)
+        text, log_probs = (part[:rows, :count].flatten(0, 1) for part in ready)
+        return Imagined(text[:, :-1], text[:, 1:], DenseOpinion(log_probs.flatten(0, 1).float()))
+
+    def _write_ahead(self, indices: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Write for these rows in this step and the next ones, and forget what is past; what this step reads."""
+        self._ready = {index: found for index, found in self._ready.items() if index > first - self._batch_size}
+        most = min(WINDOWS, ENTRIES // (self._block_size * self._writer.vocab_size))
+        starts = range(first, max(self._rows, first + 1), self._batch_size)[: max(1, most // (len(indices) * count))]
+        later = torch.arange(len(starts), device=indices.device)[:, None] * self._batch_size
+        parts = self._write((later + indices).flatten(), count)
+        divided = zip(*(part.split(len(indices)) for part in parts), strict=True)
+        self._ready.update(zip(starts, divided, strict=True))
+        return self._ready[first]
+
+    @torch.no_grad()
+    def _write(self, indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`count` windows for each of the rows `indices` (n,), (n, count, T + 1), and the log-probabilities that
+        stood behind every token but the first: (n, count, T, V) float16."""
+        length, reach = self._block_size + 1, min(self._writer.reach, len(self._text))
+        start = [keyed_uniform(self._seed, j, indices, 1, START) for j in range(count)]
+        uniform = torch.cat([keyed_uniform(self._seed, j, indices, length, TEXT) for j in range(count)])  # (N, T + 1)
+        place = (torch.cat(start).double() * (len(self._text) - reach + 1)).long().cpu().numpy()  # (N, 1)
+        before = torch.from_numpy(self._text[place + np.arange(reach)].astype(np.int64)).to(indices.device)
+        text = torch.cat((before, torch.empty_like(uniform, dtype=torch.int64)), 1)
+        thought = uniform.new_empty((len(text), self._block_size, self._writer.vocab_size), dtype=torch.float16)
+        for t in range(length):
+            log_p = self._writer.after(text[:, t : t + reach]).full()  # (N, V)
+            ladder = log_p.exp().cumsum(-1)
+            drawn = (ladder <= uniform[:, t, None] * ladder[:, -1:]).sum(-1)
+            text[:, t + reach] = drawn.clamp_max(self._writer.vocab_size - 1)
+            if t:
+                thought[:, t - 1] = log_p
+        shape = (count, len(indices))
+        return text[:, reach:].unflatten(0, shape).transpose(0, 1), thought.unflatten(0, shape).transpose(0, 1)
