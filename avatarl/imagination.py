@@ -23,7 +23,7 @@ from torch import Tensor
 from avatarl.contexts import keyed_uniform
 from avatarl.critics import CriticOpinion, DenseOpinion
 
-WINDOWS = 2**11  # written at a time: more are hardly cheaper
+WINDOWS = 2**11  # written at a time, about: more are hardly cheaper
 ENTRIES = 2**24  # log-probabilities of float16 that are kept for them
 TEXT, START = 2, 3  # streams of draws; 0 and 1 are those of contexts.py
 
@@ -71,24 +71,33 @@ class Imagination:
     ) -> None:
         self._writer, self._text = writer, text
         self._block_size, self._batch_size, self._rows, self._seed = block_size, batch_size, batch_size * steps, seed
+        self.at_once = WINDOWS
         self._ready: dict[int, tuple[Tensor, Tensor]] = {}  # of rows, by the index of the first: as `_write` returns
 
-    def windows(self, first: int, indices: Tensor, count: int) -> Imagined:
+    def windows(self, first: int, indices: Tensor, count: int, length: int | None = None) -> Imagined:
         """`count` windows for each of the rows `indices` (B,) in turn, which count up from `first`: n = count · B.
 
-        Those of the same rows in later steps are written with them.
+        Those of the same rows in later steps are written with them. `length`: only that many positions of each.
         """
         rows = len(indices)
         ready = self._ready.get(first)
         if ready is None or len(ready[0]) < rows or ready[0].shape[1] < count:
             ready = self._write_ahead(indices, first, count)
         text, log_probs = (part[:rows, :count].flatten(0, 1) for part in ready)
-        return Imagined(text[:, :-1], text[:, 1:], DenseOpinion(log_probs.flatten(0, 1).float()))
+        here = slice(0, length or self._block_size)
+        opinion = DenseOpinion(log_probs[:, here].flatten(0, 1).float())
+        return Imagined(text[:, :-1][:, here], text[:, 1:][:, here], opinion)
+
+    def write_anew(self, first: int, indices: Tensor, count: int) -> int:
+        """As if nothing lay ready: write for these rows; returns for how many steps."""
+        self._ready.clear()
+        self._write_ahead(indices, first, count)
+        return len(self._ready)
 
     def _write_ahead(self, indices: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Write for these rows in this step and the next ones, and forget what is past; what this step reads."""
         self._ready = {index: found for index, found in self._ready.items() if index > first - self._batch_size}
-        most = min(WINDOWS, ENTRIES // (self._block_size * self._writer.vocab_size))
+        most = min(self.at_once, ENTRIES // (self._block_size * self._writer.vocab_size))
         starts = range(first, max(self._rows, first + 1), self._batch_size)[: max(1, most // (len(indices) * count))]
         later = torch.arange(len(starts), device=indices.device)[:, None] * self._batch_size
         parts = self._write((later + indices).flatten(), count)

@@ -181,7 +181,8 @@ class AvataRL(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the batch's windows and `count` imagined ones beside each; metrics of the batch's own."""
         assert self.imagination is not None
-        imagined = self.imagination.windows(batch.first, batch.indices, count)
+        length = batch.tokens.shape[1]
+        imagined = self.imagination.windows(batch.first, batch.indices, count, length)
         hidden = player.hidden(torch.cat((batch.tokens, imagined.tokens))).flatten(0, 1)  # ((1 + count) · N, D)
         real, other = hidden.split((batch.tokens.numel(), imagined.tokens.numel()))
         loss, metrics = self.scored(real, player, opinion, batch.targets.flatten(), settings, measure)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from avatarl.build import build_objective, frozen_critic
 from avatarl.cache import judge_windows
+from avatarl.imagination import Imagination
 from bootstrap.build import build_bootstrap
 from config import Config, override
 from data.batches import Batch, TrainingBatches, prefetch, window_count
@@ -38,6 +39,7 @@ from training.record import Recorder
 CORPUS_TOKENS = 200_000  # at most: the n-gram tables of more take longer than they tell
 WORDS = 10_000  # of the synthetic text
 WARM_UP_TOKENS = 16
+PROBED_WINDOWS = 2**8  # imagined for a measurement: a run writes more at once, at a little less for each
 
 
 class Cost(NamedTuple):
@@ -79,6 +81,7 @@ class Probe:
         recorder = Recorder(Path(), first=False, steps=1, start=0)  # writes nothing
         self.job = Job(small, dataset, objective, [], hardware, World(), Path(), recorder)
         self.collect, self.once, self.runs = collect, 0.0, 0
+        self.writing: dict[int, float] = {}  # seconds of a step's imagined windows, by rows
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -130,13 +133,27 @@ class Probe:
             for weight in (w for w in job.objective.parameters() if w.requires_grad):
                 weight.grad = torch.zeros_like(weight)
         self.once = 0.0
+        writing = self.imagine(batch)
         synchronise(device)
         start = time.perf_counter()
         learn(job, [batch], measure=False)
         self.clock(-1)
         job.objective.after_step(job.state.step)
         self.clock(+1)
-        return time.perf_counter() - start - self.once, self.once
+        return writing + time.perf_counter() - start - self.once, self.once
+
+    def imagine(self, batch: Batch) -> float:
+        """Seconds that a step's imagined windows for the rows of `batch` take to write; they lie ready then."""
+        own: Imagination | None = getattr(self.job.objective, "imagination", None)
+        count = self.job.config.method.imagined_windows
+        if own is not None and len(batch.tokens) not in self.writing:
+            own.at_once = PROBED_WINDOWS
+            synchronise(self.job.hardware.device)
+            start = time.perf_counter()
+            steps = own.write_anew(batch.first, batch.indices, count)
+            synchronise(self.job.hardware.device)
+            self.writing[len(batch.tokens)] = (time.perf_counter() - start) / steps
+        return self.writing.get(len(batch.tokens), 0.0)
 
     def look(self, batch: Batch) -> float:
         """Seconds of one forward pass of an evaluation."""

@@ -216,7 +216,8 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
         weights += mixed_bytes(int(split_tokens(config)[0] or 0), work.vocab_size)
     if avatarl and "suffix" in c.members and not c.cache:
         weights += suffix_bytes(int(split_tokens(config)[0] or 0), work.vocab_size, c.suffix_context)
-    positions = max(1, work.micro_batch // world) * config.row_length
+    windows = 1 + config.method.imagined_windows if avatarl else 1
+    positions = max(1, work.micro_batch // world) * config.row_length * windows
     logits = positions * work.vocab_size
     if saved is None:
         saved = 24.0 * positions * m.n_layer * m.n_embd * size + (0 if avatarl else 4 * logits)

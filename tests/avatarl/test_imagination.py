@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from avatarl import imagination
 from avatarl.critics import DenseOpinion
 from avatarl.imagination import Imagination, Writer
 from avatarl.loss import judge, reinforce_loss
@@ -149,15 +148,15 @@ def test_windows_depend_on_seed_row_and_number_alone():
     assert not torch.equal(imagined_by(writer, seed=1).windows(*rows(0), count=3).tokens, first.tokens)
 
 
-def test_windows_are_written_ahead_and_forgotten(monkeypatch):
+def test_windows_are_written_ahead_and_forgotten():
     """Catches a writer that is asked anew at every step, and text of past steps that fills the memory."""
     writer = TableWriter(table())
     whole = imagined_by(writer)
     for step in range(STEPS):
         whole.windows(*rows(step), count=2)
     assert writer.asked == T + 1
-    monkeypatch.setattr(imagination, "WINDOWS", 2 * ROWS * 2)  # two steps
     short = imagined_by(writer)
+    short.at_once = 2 * ROWS * 2  # two steps
     for step in range(STEPS):
         short.windows(*rows(step), count=2)
         assert len(short._ready) <= 2

@@ -9,7 +9,7 @@ import pytest
 import train
 from checks import ConfigError
 from config import MethodConfig, differences
-from experiments import ablation, compare, precision, protocol, repeated, sizes, tokens, words
+from experiments import ablation, compare, imagined, precision, protocol, repeated, sizes, tokens, words
 from experiments.arms import ROOT, built, flags
 from experiments.rivals import PUBLISHED
 from experiments.study import Entry, StudySettings, common, rate
@@ -18,6 +18,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "ablation of the method": (ablation, ablation.Settings()),
     "ablation of the model": (ablation, ablation.Settings(of="model")),
     "compare": (compare, compare.Settings()),
+    "imagined": (imagined, imagined.Settings()),
     "precision": (precision, precision.Settings()),
     "protocol": (protocol, protocol.Settings()),
     "repeated": (repeated, repeated.Settings()),
@@ -148,3 +149,14 @@ def test_bad_input(study, settings):
     """Catches a study that fails late for what it was told."""
     with pytest.raises(ConfigError, match=next(iter(settings))):
         study.Settings(**settings)
+
+
+def test_imagination_is_what_differs():
+    """Catches imagined windows compared with runs of another critic, another hand-over or fewer windows a step."""
+    entries, how = STUDIES["imagined"]
+    configs = {e.label: built(e.preset, settings_of(e, how)) for e in entries}
+    plain, ours = configs["AvataRL"], configs["AvataRL, 3 imagined beside each"]
+    assert differences(plain, ours).keys() == {"method.imagined_windows"}
+    many, one = configs["cross-entropy, 4 times the corpus's tokens"], configs["cross-entropy"]
+    assert differences(one, many).keys() == {"train.batch_size"}
+    assert many.train.batch_size == (1 + ours.method.imagined_windows) * plain.train.batch_size

@@ -37,6 +37,7 @@ def tiny(**groups) -> Config:
         {"critic": {"kind": "self", "past": "ring"}},
         {"critic": {"kind": "self", "past": "twin"}, "optim": {"name": "adamw"}},
         {"critic": {"kind": "self"}, "method": {"context": "student"}},
+        {"method": {"imagined_windows": 2}},
     ],
     ids=str,
 )

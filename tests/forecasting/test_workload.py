@@ -45,6 +45,7 @@ def tiny(**groups) -> Config:
         {"critic": {"kind": "self", "past": "twin"}},
         {"critic": {"kind": "self"}, "method": {"context": "student"}},
         {"critic": {"kind": "model"}, "method": GROUP},
+        {"method": {"imagined_windows": 3, "imagined_windows_schedule": "0:3,1:0"}},
     ],
     ids=str,
 )
