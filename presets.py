@@ -103,6 +103,16 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         None,
         merge(PROTOCOL, MUON, SMOOTH, MIXED, fall(0.9, 0.6)),
     ),
+    "protocol-imagined": (
+        "The protocol's model on fewer tokens: a suffix array writes three windows beside each of the corpus's",
+        "protocol-avatarl",
+        # Four times the windows in a step bear half as much again of the rates.
+        {
+            "critic": {"kind": "suffix"},
+            "method": {"imagined_windows": 3},
+            "optim": {"lr": 4.5e-3, "muon_lr": 0.03},
+        },
+    ),
     "protocol-pretrain": (
         "The comparison protocol, cross-entropy's arm",
         None,

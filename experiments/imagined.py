@@ -1,7 +1,7 @@
 """What text of the critic's own is worth beside the corpus's: imagined windows, at equal tokens of the corpus.
 
     python -m experiments.imagined                       three seeds, 2,000 steps, three imagined windows beside each
-    python -m experiments.imagined --windows 1 --seeds 1 --no-tune
+    python -m experiments.imagined --windows 1 --only AvataRL --seeds 1 --no-tune
 
 On the protocol of DESIGN section 3. Imagined windows cost what windows cost, so equal tokens are not equal work: beside
 cross-entropy and AvataRL without them stands cross-entropy with as many windows a step, all of them from the
@@ -16,11 +16,12 @@ from typing import Literal
 from cli import parse, run_main
 from config import preset, require
 from experiments.figures import curves
-from experiments.rivals import METHODS, NO_SCHEDULES, falling, rival
+from experiments.rivals import METHODS, NO_SCHEDULES, rival
 from experiments.study import Entry, StudySettings, conduct, publish, rate, stamp
 from experiments.tables import page, verdicts
 
-RECIPE = "AvataRL, {} imagined beside each"
+HALF = {"optim.lr": 1.5e-3, "optim.muon-lr": 0.01}
+"""Of its preset's rates, which cross-entropy chooses when it is tuned (`python -m experiments.protocol`)."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,18 @@ class Settings(StudySettings):
     """Imagined windows beside each window of the corpus."""
     judge: Literal["ngram", "mixed", "suffix"] = "suffix"
     """Who judges and writes."""
-    fall: tuple[float, float] = (0.9, 0.5)
-    """The critic's weight in windows of the corpus, at the first and at the last step."""
+    only: tuple[str, ...] = ()
+    """Only entries whose label holds one of these words, and the baseline."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.windows >= 1, "windows", self.windows, "use 1 or more")
-        require(all(0 <= w <= 1 for w in self.fall), "fall", self.fall, "use weights from 0 to 1")
 
 
 def entries(settings: Settings) -> list[Entry]:
     """Both methods with and without more windows a step."""
-    count = settings.windows
-    ours = {"critic.kind": settings.judge, **falling(*settings.fall)}
-    imagined = {"method.imagined-windows": count}
+    count, recipe = settings.windows, "protocol-imagined"
+    ours = {"critic.kind": settings.judge, "method.imagined-windows": count}
     fade = {"method.imagined-windows-schedule": f"0:{count},0.5:{count},1:0"}
     unjudged = {
         **NO_SCHEDULES,
@@ -54,14 +53,15 @@ def entries(settings: Settings) -> list[Entry]:
         "method.epsilon": 1e-3,
     }
     many = (1 + count) * preset(METHODS["cross-entropy"]).train.batch_size
-    return [
-        rival("cross-entropy"),
+    made = [
+        rival("cross-entropy", HALF),
         rival("cross-entropy", {"train.batch-size": many}, f"cross-entropy, {1 + count} times the corpus's tokens"),
-        rival("AvataRL", ours),
-        rival("AvataRL", {**ours, **imagined}, RECIPE.format(count)),
-        rival("AvataRL", {**ours, **imagined, **fade}, f"{RECIPE.format(count)}, falling to none from half-way on"),
-        rival("AvataRL", {**ours, **imagined, **unjudged}, f"cross-entropy on {count} imagined beside each"),
+        rival("AvataRL", {"critic.kind": settings.judge}, "AvataRL, none imagined"),
+        rival("AvataRL", ours, f"AvataRL, {count} imagined", preset=recipe),
+        rival("AvataRL", {**ours, **fade}, f"AvataRL, imagined falling from {count} to none", preset=recipe),
+        rival("AvataRL", {**ours, **unjudged}, f"cross-entropy on {count} imagined", preset=recipe),
     ]
+    return [e for e in made if e.baseline or not settings.only or any(word in e.label for word in settings.only)]
 
 
 def main(words: Sequence[str]) -> int:

@@ -32,14 +32,12 @@ DISTILLATION = {
 
 
 def rival(method: str, settings: Mapping[str, Any] | None = None, label: str = "", **entry: Any) -> Entry:
-    """An entry on the protocol in float32; cross-entropy as it stands is its group's baseline."""
-    baseline = method == "cross-entropy" and not label
-    return Entry(
-        label or method,
-        METHODS[method],
-        {"run.dtype": "float32", **(settings or {})},
-        **{"baseline": baseline, **entry},
-    )
+    """An entry on the protocol in float32; cross-entropy as it stands is its group's baseline.
+
+    entry: further fields of it, such as another preset than the method's.
+    """
+    chosen = {"preset": METHODS[method], "baseline": method == "cross-entropy" and not label, **entry}
+    return Entry(label or method, settings={"run.dtype": "float32", **(settings or {})}, **chosen)
 
 
 def falling(first: float, last: float) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class Settings(StudySettings):
     """Lengths of AvataRL's runs, as shares of the steps."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of both."""
+    recipe: Literal["protocol-avatarl", "protocol-imagined"] = "protocol-avatarl"
+    """AvataRL's preset; an imagined window counts as work, not as tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,11 +69,11 @@ def entries(settings: Settings) -> list[Entry]:
     made = [rival("cross-entropy", own)]
     for fraction in sorted(set(settings.fractions)):
         label = "AvataRL, all the steps" if fraction == 1 else f"AvataRL, {fraction:g} of the steps"
-        entry = rival("AvataRL", own, label)
+        entry = rival("AvataRL", own, label, preset=settings.recipe)
         steps = max(1, round(fraction * settings.steps))
         length = common(entry.preset, steps, settings.evaluations)
         shorter = {k: length[k] for k in ("train.steps", "optim.warmup-steps", "eval.every")}
-        made.append(rival("AvataRL", {**own, **shorter}, entry.label))
+        made.append(rival("AvataRL", {**own, **shorter}, label, preset=settings.recipe))
     return made
 
 

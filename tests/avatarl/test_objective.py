@@ -158,7 +158,7 @@ def student_contexts_of(objective, batch: Batch | None = None, step: int = 0) ->
 
 def student_contexts(step: int = 0, seed: int = 0, share: float = 1.0, rows=slice(None)) -> Tensor:
     """The tokens that the tiny student reads."""
-    tokens, targets, _, indices, _ = random_batch()
+    tokens, targets, _, indices, *_ = random_batch()
     batch = Batch(tokens[rows], targets[rows], None, indices[rows])
     return student_contexts_of(avatarl(seed=seed, context="student", student_context_share=share), batch, step)
 

@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "repeated, 10m": (repeated, repeated.Settings(size="10m")),
     "sizes": (sizes, sizes.Settings()),
     "tokens": (tokens, tokens.Settings()),
+    "tokens, imagined": (tokens, tokens.Settings(recipe="protocol-imagined")),
     "words": (words, words.Settings(judges=tuple(words.JUDGES))),
 }
 STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
@@ -155,8 +156,9 @@ def test_imagination_is_what_differs():
     """Catches imagined windows compared with runs of another critic, another hand-over or fewer windows a step."""
     entries, how = STUDIES["imagined"]
     configs = {e.label: built(e.preset, settings_of(e, how)) for e in entries}
-    plain, ours = configs["AvataRL"], configs["AvataRL, 3 imagined beside each"]
-    assert differences(plain, ours).keys() == {"method.imagined_windows"}
+    plain, ours = configs["AvataRL, none imagined"], configs["AvataRL, 3 imagined"]
+    rates = {"optim.lr", "optim.muon_lr"}
+    assert differences(plain, ours).keys() == {"method.imagined_windows"} | rates
     many, one = configs["cross-entropy, 4 times the corpus's tokens"], configs["cross-entropy"]
-    assert differences(one, many).keys() == {"train.batch_size"}
+    assert differences(one, many).keys() == {"train.batch_size"} | rates
     assert many.train.batch_size == (1 + ours.method.imagined_windows) * plain.train.batch_size
