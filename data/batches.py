@@ -105,24 +105,28 @@ class TrainingBatches:
             tokens=torch.from_numpy(both[0]),
             targets=torch.from_numpy(both[1]),
             positions=torch.from_numpy(positions),
-            indices=torch.arange(first + start, first + stop),
+            indices=torch.from_numpy(np.arange(first + start, first + stop)),
             judged=judged,
             first=first + start,
         )
 
     def _positions(self, start: int, stop: int) -> np.ndarray:
         """Stream offsets of the samples start..stop, which may straddle epochs."""
-        count = self.windows_per_epoch
-        parts = []
-        for epoch in range(start // count, (stop - 1) // count + 1):
-            offset, order = self._epoch(epoch)
-            drawn = order[max(start - epoch * count, 0) : stop - epoch * count]
-            parts.append(offset + self.block_size * drawn)
+        parts = list[np.ndarray]()
+        while start < stop:
+            epoch, begin = divmod(start, self.windows_per_epoch)
+            parts.append(self._epoch(epoch)[begin : begin + stop - start])
+            start += len(parts[-1])
         return np.concatenate(parts)
 
-    def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+    def _draw_epoch(self, epoch: int) -> np.ndarray:
+        """Stream offsets of an epoch's windows in the order of its samples."""
         random = np.random.default_rng((self._seed, epoch))
-        return int(random.integers(self._offsets)), random.permutation(self.windows_per_epoch)
+        offset = random.integers(self._offsets)
+        positions = random.permutation(self.windows_per_epoch)  # one long array, changed in place
+        positions *= self.block_size
+        positions += offset
+        return positions
 
 
 def prefetch(

@@ -40,6 +40,7 @@ OPENWEBTEXT = "openwebtext"
 OPENWEBTEXT_SOURCE = "Skylion007/openwebtext"
 OPENWEBTEXT_DOCUMENTS, OPENWEBTEXT_BYTES = 8_013_769, 39_769_491_688  # as its makers and its data card say
 SAMPLE_CHARACTERS = 4_000_000  # tokenised before the start, to predict from
+UNCOUNTED = "reading and downloading, which may take longer, not counted"
 WAITING = 2  # shards that are read ahead, besides those in work
 
 
@@ -103,6 +104,8 @@ class Prediction(NamedTuple):
     tokens: float | None
     bytes_per_second: float
     """Of one process."""
+    library: str
+    """Which makes the tokens."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -209,7 +212,7 @@ def cuts(source: Source, manifest: Manifest, shard_characters: int) -> Iterator[
 
 @functools.cache
 def tokenizer_here() -> Gpt2Tokenizer:
-    """This process's tokenizer, with the words that it has met."""
+    """This process's tokenizer."""
     return Gpt2Tokenizer()
 
 
@@ -284,6 +287,7 @@ def predict(settings: Settings, source: Source, manifest: Manifest, tokenizer: G
         size += len(sample[-1])
         if size >= SAMPLE_CHARACTERS:
             break
+    library = tokenizer.library(size)
     start = time.perf_counter()
     tokens = len(tokenizer.encode_documents(sample))
     seconds = max(time.perf_counter() - start, 1e-9)
@@ -292,7 +296,7 @@ def predict(settings: Settings, source: Source, manifest: Manifest, tokenizer: G
     if source.name == OPENWEBTEXT_SOURCE and total is None:
         total = OPENWEBTEXT_BYTES
     left = None if total is None else max(total - manifest.text_bytes, read)
-    return Prediction(left, None if left is None else left * tokens / max(read, 1), read / seconds)
+    return Prediction(left, None if left is None else left * tokens / max(read, 1), read / seconds, library)
 
 
 def plan(settings: Settings, source: Source, manifest: Manifest, predicted: Prediction) -> list[str]:
@@ -301,15 +305,16 @@ def plan(settings: Settings, source: Source, manifest: Manifest, predicted: Pred
     if documents is None and source.name == OPENWEBTEXT_SOURCE:
         documents = OPENWEBTEXT_DOCUMENTS
     count = "documents" if documents is None else f"{documents - manifest.documents:,} documents"
-    speed = f"{settings.workers} x {predicted.bytes_per_second / 1e6:,.1f} MB/s, measured on the first of them"
+    rate = f"{settings.workers} x {predicted.bytes_per_second / 1e6:,.1f} MB/s"
+    speed = f"{rate} by {predicted.library}, measured on the first of them"
     if predicted.text_bytes is None or predicted.tokens is None:
-        return [f"source        {source.name}: {count} of unknown size", f"tokenising    {speed}; reading not counted"]
+        return [f"source        {source.name}: {count} of unknown size", f"tokenising    {speed}; {UNCOUNTED}"]
     seconds = predicted.text_bytes / predicted.bytes_per_second / settings.workers
     return [
         f"source        {source.name}: {count}, {predicted.text_bytes / 1e6:,.1f} MB of text",
         f"tokens        about {predicted.tokens / 1e6:,.1f} M, {2 * predicted.tokens / 1e6:,.1f} MB on disk in "
         f"{settings.folder}",
-        f"tokenising    about {seconds / 60:,.1f} min: {speed}; reading and downloading not counted",
+        f"tokenising    about {seconds / 60:,.1f} min: {speed}; {UNCOUNTED}",
     ]
 
 

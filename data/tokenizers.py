@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from config import ConfigError
-from data.gpt2_words import WordEncoder, byte_lengths
+from data.gpt2_quick import QuickEncoder, quick_encoder
 from files import write_atomic
 
 END_OF_TEXT = "<|endoftext|>"
+QUICK_FROM = 1_000_000  # characters of text for which it pays to load gigatoken
 
 # No rule of GPT-2's splitting looks across this boundary, so text cut here gives the same tokens as uncut.
 _CUT = re.compile(r"[!-~](?=\n)")
@@ -119,7 +120,7 @@ class BpeTokenizer(Tokenizer):
         self.backend.decoder = hugging_face.decoders.ByteLevel()
 
     def encode(self, text: str) -> np.ndarray:
-        _require_characters(text)
+        _utf8(text)  # refuses what is no character
         parts = self.backend.encode_batch_fast(list(pieces(text, 1 << 16)))  # in parallel
         return np.array([i for part in parts for i in part.ids], dtype=np.int64)
 
@@ -131,7 +132,10 @@ class BpeTokenizer(Tokenizer):
 
 
 class Gpt2Tokenizer(Tokenizer):
-    """OpenAI's GPT-2 BPE through tiktoken. Raises ConfigError when its vocabulary can't be had."""
+    """OpenAI's GPT-2 BPE: tiktoken's, and for much text the same by gigatoken, where that is installed.
+
+    Raises ConfigError when its vocabulary can't be had.
+    """
 
     kind = "gpt2"
     vocab_size = 50257
@@ -151,21 +155,33 @@ class Gpt2Tokenizer(Tokenizer):
                 "stored it, or use --data.tokenizer bpe"
             ) from None
 
-    @functools.cached_property
-    def _words(self) -> WordEncoder:
-        return WordEncoder(self._encoding)
-
     def encode(self, text: str) -> np.ndarray:
-        _require_characters(text)
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
+        return self._ids(text, self._quick(len(text))).astype(np.int64)
 
     def encode_documents(self, texts: Iterable[str]) -> np.ndarray:
-        """Token ids of all texts, each followed by <|endoftext|>, (n,) uint16: faster for many than `encode`."""
-        return self._words.encode_documents(texts, self.vocab_size - 1)
+        """Token ids of all texts, each followed by <|endoftext|>, (n,) uint16."""
+        texts, end = list(texts), np.array([self.vocab_size - 1], np.uint16)
+        quick, parts = self._quick(sum(map(len, texts))), [np.empty(0, np.uint16)]
+        for text in texts:
+            parts += (self._ids(text, quick), end)
+        return np.concatenate(parts)
+
+    def library(self, characters: int) -> str:
+        """Which library encodes that much text; it is loaded then."""
+        return "tiktoken" if self._quick(characters) is None else "gigatoken"
 
     def byte_lengths(self) -> np.ndarray:
         """UTF-8 bytes of text that each token stands for, (V,) int64; 0 for <|endoftext|>."""
-        return byte_lengths(self._encoding)
+        return _byte_lengths(self._encoding)
+
+    def _quick(self, characters: int) -> QuickEncoder | None:
+        return quick_encoder(self._encoding) if characters >= QUICK_FROM else None
+
+    def _ids(self, text: str, quick: QuickEncoder | None) -> np.ndarray:
+        data = _utf8(text)
+        if quick is not None:
+            return quick.encode(data)
+        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
 
     def decode(self, ids: ArrayLike) -> str:
         return self._encoding.decode(_checked(ids, self.vocab_size).tolist())
@@ -251,13 +267,21 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _require_characters(text: str) -> None:
+def _utf8(text: str) -> bytes:
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
             f"{text[error.start]!r} at position {error.start} is a lone surrogate, no character; remove it"
         ) from None
+
+
+@functools.cache
+def _byte_lengths(encoding: Any) -> np.ndarray:
+    ordinary = [len(encoding.decode_single_token_bytes(i)) for i in range(encoding.eot_token)]
+    lengths = np.array([*ordinary, 0], dtype=np.int64)
+    lengths.setflags(write=False)
+    return lengths
 
 
 def _checked(ids: ArrayLike, vocab_size: int) -> np.ndarray:

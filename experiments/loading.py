@@ -4,8 +4,9 @@
     python -m experiments.loading --corpora tinyshakespeare wikitext-2
     python -m experiments.loading --text FILE_OR_FOLDER        a large text too: one pass, tenth by tenth
 
-Tokenising: GPT-2's tokens on one core, by tiktoken's own call for each document and by data/gpt2_words.py, which
-remembers words; of that the first pass over a text, a second half after its first half, and a text that it knows.
+Tokenising: GPT-2's tokens on one core, by tiktoken's own call for each document and by gigatoken as data/gpt2_quick.py
+uses it, which remembers words: of that the first pass over a text, another one, and one without a cut. All tokens are
+compared.
 Loading: batches of several shapes from a memory-mapped stream of random tokens, in one thread. Needs a quiet machine.
 Writes results/loading/table.md and record.json.
 """
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from cli import parse, run_main
 from config import ConfigError, require
 from data.batches import TrainingBatches
 from data.corpora import load_corpus
-from data.gpt2_words import WordEncoder
+from data.gpt2_quick import QuickEncoder
 from data.tokenizers import Gpt2Tokenizer
 from experiments.arms import ROOT
 from experiments.study import stamp
@@ -66,8 +68,8 @@ class Tokenised(NamedTuple):
     megabytes: float
     tiktoken: float
     first: float
-    second_half: float
     known: float
+    uncut: float
 
 
 class Loaded(NamedTuple):
@@ -82,31 +84,43 @@ class Loaded(NamedTuple):
 
 def tokenised(name: str, seconds: float) -> Tokenised:
     """One text, all ways. Raises ConfigError where they differ in a token."""
-    text, tokenizer = load_corpus(name).text, Gpt2Tokenizer()
+    text, encoding = load_corpus(name).text, Gpt2Tokenizer()._encoding
     documents = [text[i : i + DOCUMENT] for i in range(0, len(text), DOCUMENT)]
-    half = len(documents) // 2
-    size, later = len(text.encode()), len("".join(documents[half:]).encode())
-    encoding, end = tokenizer._encoding, tokenizer.vocab_size - 1
-
-    def plain() -> np.ndarray:
-        parts = [encoding.encode_to_numpy(document, disallowed_special=()) for document in documents]
-        return np.concatenate([np.append(part, end) for part in parts])
-
-    expected = plain()
-    found: dict[str, list[float]] = {name: [] for name in ("tiktoken", "first", "second", "known")}
+    size, expected = len(text.encode()), by_tiktoken(encoding, documents)
+    found: dict[str, list[float]] = {name: [] for name in ("tiktoken", "first", "known", "uncut")}
     begin = time.perf_counter()
     while time.perf_counter() - begin < 4 * seconds or len(found["known"]) < 3:  # in turns
-        fresh, halves = WordEncoder(encoding), WordEncoder(encoding)
-        halves.encode_documents(documents[:half], end)
-        found["tiktoken"].append(timed(plain, time.process_time))
-        found["first"].append(timed(partial(fresh.encode_documents, documents, end), time.process_time))
-        found["second"].append(timed(partial(halves.encode_documents, documents[half:], end), time.process_time))
-        found["known"].append(timed(partial(fresh.encode_documents, documents, end), time.process_time))
-        if not np.array_equal(fresh.encode_documents(documents, end), expected):
+        fresh = QuickEncoder(encoding)
+        again = partial(by_gigatoken, fresh, documents)
+        found["tiktoken"].append(timed(partial(by_tiktoken, encoding, documents), time.process_time))
+        found["first"].append(timed(again, time.process_time))
+        found["known"].append(timed(again, time.process_time))
+        found["uncut"].append(timed(partial(by_gigatoken, fresh, [text]), time.process_time))
+        if not np.array_equal(again(), expected):
             raise ConfigError(f"corpora: {name!r} is not tokenised as tiktoken tokenises it")
-    took = {kind: median(times) for kind, times in found.items()}
-    sizes = {"tiktoken": size, "first": size, "second": later, "known": size}
-    return Tokenised(name, size / 1e6, *(sizes[kind] / took[kind] / 1e6 for kind in found))
+    return Tokenised(name, size / 1e6, *(size / median(times) / 1e6 for times in found.values()))
+
+
+def by_tiktoken(encoding: Any, documents: Sequence[str]) -> np.ndarray:
+    """Token ids of all documents, each followed by <|endoftext|>, (n,) uint16."""
+    parts = [encoding.encode_to_numpy(document, disallowed_special=()) for document in documents]
+    return np.concatenate([np.append(part, encoding.eot_token) for part in parts]).astype(np.uint16)
+
+
+def by_gigatoken(encoder: QuickEncoder, documents: Sequence[str]) -> np.ndarray:
+    """The same."""
+    parts, end = list[np.ndarray](), np.array([Gpt2Tokenizer.end_of_text], np.uint16)
+    for document in documents:
+        parts += (encoder.encode(document.encode()), end)
+    return np.concatenate(parts)
+
+
+def gigatoken_version() -> str:
+    """Which gigatoken is measured. Raises ConfigError where there is none."""
+    try:
+        return version("gigatoken")
+    except PackageNotFoundError:
+        raise ConfigError("gigatoken is what is measured, and not installed; pip install gigatoken") from None
 
 
 class OnePass(NamedTuple):
@@ -120,15 +134,12 @@ class OnePass(NamedTuple):
     first: float
     """Of the whole pass."""
     tenths: list[float]
-    words: int
-    """Remembered at the end."""
 
 
 def one_pass(path: Path) -> OnePass:
     """One pass over a text in tenths, each by tiktoken too. Raises ConfigError where they differ in a token."""
-    documents = documents_of(path)
-    encoding, end = Gpt2Tokenizer()._encoding, Gpt2Tokenizer().vocab_size - 1
-    words, digest = WordEncoder(encoding), hashlib.sha256()
+    documents, encoding = documents_of(path), Gpt2Tokenizer()._encoding
+    encoder, digest = QuickEncoder(encoding), hashlib.sha256()
     sizes, ours, theirs = list[int](), list[float](), list[float]()
     for i in range(10):
         part = documents[i * len(documents) // 10 : (i + 1) * len(documents) // 10]
@@ -136,17 +147,16 @@ def one_pass(path: Path) -> OnePass:
         digest.update(data)
         sizes.append(len(data))
         begin = time.process_time()
-        found = words.encode_documents(part, end)
+        found = by_gigatoken(encoder, part)
         ours.append(time.process_time() - begin)
         begin = time.process_time()
-        parts = [encoding.encode_to_numpy(document, disallowed_special=()) for document in part]
+        expected = by_tiktoken(encoding, part)
         theirs.append(time.process_time() - begin)
-        if not np.array_equal(found, np.concatenate([np.append(tokens, end) for tokens in parts])):
+        if not np.array_equal(found, expected):
             raise ConfigError(f"text: {path.name!r} is not tokenised as tiktoken tokenises it")
     tenths = [size / took / 1e6 for size, took in zip(sizes, ours, strict=True)]
     total = sum(sizes) / 1e6
-    known = len(words._spaced)
-    return OnePass(path.name, total, digest.hexdigest(), total / sum(theirs), total / sum(ours), tenths, known)
+    return OnePass(path.name, total, digest.hexdigest(), total / sum(theirs), total / sum(ours), tenths)
 
 
 def documents_of(path: Path) -> list[str]:
@@ -189,11 +199,11 @@ def large_table(large: list[OnePass]) -> list[str]:
     return [
         "One pass over a large text by an encoder that knows no word yet, and how fast each tenth of it went:",
         "",
-        "| text | MB | sha256 | tiktoken | whole pass | tenths | words remembered |",
-        "|---|---|---|---|---|---|---|",
+        "| text | MB | sha256 | tiktoken | gigatoken: whole pass | tenths |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {r.name} | {r.megabytes:.1f} | {r.sha256[:12]} | {r.tiktoken:.1f} | **{r.first:.1f}** | "
-            f"{', '.join(f'{rate:.1f}' for rate in r.tenths)} | {r.words:,} |"
+            f"| {r.name} | {r.megabytes:.1f} | {r.sha256[:12]} | {r.tiktoken:.1f} | **{r.first:.0f}** | "
+            f"{', '.join(f'{rate:.0f}' for rate in r.tenths)} |"
             for r in large
         ),
         "",
@@ -208,12 +218,17 @@ def table(made: dict, text: list[Tokenised], large: list[OnePass], batches: list
         f"`{made['command']}` on {machine(made)}. Medians; ways to tokenise in turns.",
         "",
         "GPT-2's tokens, MB of text per second of one core's time (of the processor, not the wall), documents of "
-        f"{DOCUMENT:,} characters. Words remembered: the first pass over a text; its second half after its first; a "
-        "text that is known already.",
+        f"{DOCUMENT:,} characters, each followed by its end. gigatoken {made['versions']['gigatoken']} remembers "
+        "words: the first pass over a text; another one; one over the text uncut.",
         "",
-        "| corpus | MB | tiktoken | words remembered: first pass | second half | known |",
+        "| corpus | MB | tiktoken | gigatoken: first pass | known | known, uncut |",
         "|---|---|---|---|---|---|",
-        *("| " + " | ".join([r.corpus, f"{r.megabytes:.2f}", *(f"{rate:.1f}" for rate in r[2:])]) + " |" for r in text),
+        *(
+            "| "
+            + " | ".join([r.corpus, f"{r.megabytes:.2f}", f"{r.tiktoken:.1f}", *(f"{rate:.0f}" for rate in r[3:])])
+            + " |"
+            for r in text
+        ),
         "",
         *large_table(large),
         f"Batches (tokens, targets, positions) from {settings.tokens:,} memory-mapped uint16 tokens, one thread, from "
@@ -234,6 +249,7 @@ def main(words: Sequence[str]) -> int:
     settings = parse(Settings, words, prog="python -m experiments.loading", description=__doc__ or "")
     # Where a text lies on this machine is nobody's business.
     made = stamp("loading", [Path(word).name if Path(word) in settings.text else word for word in words])
+    made["versions"]["gigatoken"] = gigatoken_version()
     large = [one_pass(path) for path in settings.text]
     text = [tokenised(name, settings.seconds) for name in settings.corpora]
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ ROOMS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 OPTIONAL = {"wandb", "transformers", "tiktoken", "tokenizers", "matplotlib", "flash_attn", "modal", "requests"}
-OPTIONAL |= {"pydivsufsort", "datasets", "stable_baselines3", "gymnasium"}
+OPTIONAL |= {"pydivsufsort", "datasets", "gigatoken", "stable_baselines3", "gymnasium"}
 
 
 def sources() -> list[Path]:

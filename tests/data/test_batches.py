@@ -36,8 +36,8 @@ def test_targets_are_the_next_tokens(length: int, block: int, rows: int, seed: i
     if length <= block:
         return
     batches = TrainingBatches(stream(length), block, rows, seed, fixed)
-    tokens, targets, positions, indices, judged = batches.batch(step)
-    assert positions is not None and judged is None
+    tokens, targets, positions, indices, judged, first = batches.batch(step)
+    assert positions is not None and judged is None and first == step * rows
     assert tokens.shape == targets.shape == (rows, block)
     assert {part.dtype for part in (tokens, targets, positions, indices)} == {torch.int64}
     assert torch.equal(tokens, positions[:, None] + torch.arange(block))

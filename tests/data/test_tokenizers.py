@@ -184,6 +184,15 @@ def test_impossible_ids_and_surrogates_are_refused(bpe: BpeTokenizer, gpt2: Gpt2
                 tokenizer.decode(ids)
         with pytest.raises(ConfigError, match="position 1"):
             tokenizer.encode("a\ud800")
+    with pytest.raises(ConfigError, match="position 1"):
+        gpt2.encode_documents(["a", "a\ud800"])
+
+
+def test_byte_lengths_add_up(gpt2: Gpt2Tokenizer) -> None:
+    """Catches characters counted as bytes, and an end of text that counts as 13."""
+    text = "naïve 日本語 🙂\n"
+    assert gpt2.byte_lengths()[gpt2.encode(text)].sum() == len(text.encode())
+    assert gpt2.byte_lengths().shape == (50257,) and gpt2.byte_lengths()[50256] == 0
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
