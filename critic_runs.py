@@ -16,15 +16,17 @@ from avatarl.cache import write_cache
 from avatarl.critics import Critic
 from config import Config, ConfigError, CriticConfig, critic_preset, override, preset, require
 from data.batches import window_count
-from data.critic_cache import CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
+from data.critic_cache import META, CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
 from data.prepare import Dataset
 from files import write_json
 from one_run import load_critics, make_objective, new_record, train_in
 from training import checkpoint as checkpoints
 from training.distributed import World, from_first
 from training.hardware import Hardware
+from training.micro_batches import micro_batches
 from training.plan import human
 from training.run_folder import has_checkpoint, read_config
+from training.shared_folder import require_seen
 
 
 def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardware) -> tuple[list[Path], int]:
@@ -35,17 +37,17 @@ def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardwa
     c = config.critic
     if config.train.objective != "avatarl" or "model" not in c.members:
         return [], 0
-    if c.run:
-        return [Path(c.run)], 0
+    folders = [Path(c.run)] if c.run else []
     halves = [(0.0, 0.5), (0.5, 1.0)] if c.cross_fit else [(0.0, 1.0)]
-    folders = []
-    for begin, end in halves:
+    for begin, end in [] if c.run else halves:
         folder, code = pretrained(config, dataset, begin, end, world, hardware)
         if code:
             if world.first:
                 print("or give the same command again: it first completes the critic", file=sys.stderr)
             return [], code
         folders.append(folder)
+    for folder in folders:
+        require_seen(folder / "config.json", world)
     return folders, 0
 
 
@@ -67,8 +69,12 @@ def pretrained(
         log={"wandb": "disabled"},
     )
     folder = Path(config.run.out_dir) / "critics" / f"{name}-{critic_hash(settings, dataset)}"
-    if (folder / "result.json").is_file():
+    if from_first(world, lambda: (folder / "result.json").is_file()):
         return folder, 0
+    try:
+        micro_batches(settings.train, world.size)
+    except ConfigError as error:
+        raise ConfigError(f"critic.preset = {name!r}: its {error}") from None
     tokens = dataset.train
     cut = slice(int(len(tokens) * begin), int(len(tokens) * end))
     data = dataclasses.replace(dataset, train=tokens[cut])
@@ -156,6 +162,7 @@ def critic_cache(
         if world.first:
             print("give the same command again: it continues the cache", file=sys.stderr)
         raise
+    require_seen(folder / META, world)
     return CriticCache(folder, layout, identity, verify=False)  # every part was checked or written just now
 
 

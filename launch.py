@@ -15,11 +15,13 @@ from data.tokenizers import load_tokenizer
 from files import write_json
 from one_run import make_objective, new_record, train_in
 from training import checkpoint as checkpoints
-from training.distributed import World, from_first
+from training.distributed import World, from_all, from_first
 from training.elastic import begun, sign, torchruns
 from training.hardware import Hardware, choose
+from training.micro_batches import micro_batches
 from training.record import require_wandb
 from training.run_folder import has_checkpoint, new_run_folder, read_config
+from training.shared_folder import require_seen, require_shared
 
 # What --resume may change: none of it touches what the remaining steps compute, but for train.steps.
 CHANGEABLE = (
@@ -39,6 +41,7 @@ def begin(config: Config, name: str, world: World, hardware: Hardware) -> tuple[
     folder = begun(config.run.out_dir, config.run.name or name, world)
     if folder is None or not from_first(world, lambda: has_checkpoint(folder)):
         return start(config, name, world, hardware, folder)
+    require_seen(folder / "config.json", world)
     return resume(folder, read_config(folder)[0], world, hardware)
 
 
@@ -49,6 +52,8 @@ def start(config: Config, name: str, world: World, hardware: Hardware, folder: P
     """
     dataset = load_data(config, world)
     check_settings(config, dataset)
+    if config.run.parallel == "fsdp":  # also of a critic that is trained first
+        require_shared(Path(config.run.out_dir), world)
     critics, code = critic_runs(config, dataset, world, hardware)
     if code:
         return code, Path(config.run.out_dir)
@@ -78,6 +83,9 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
         flag = name.replace("_", "-")
         require(allowed, flag, new, f"--resume cannot change it from {old!r}; start a new run instead")
     place = from_first(world, lambda: checkpoints.find(folder / "checkpoints"))
+    require_seen(place / "meta.json", world)
+    if config.run.parallel == "fsdp":
+        require_shared(folder, world)
     step = checkpoints.check(place)["state"]["step"]
     require(step <= config.train.steps, "train.steps", config.train.steps, f"the run stands at step {step}; use more")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
@@ -136,13 +144,10 @@ def load_data(config: Config, world: World, tokenizer: Any = None) -> Dataset:
         from_first(world, ready)
     dataset = prepare(config.data, tokenizer)
     check_length(dataset, config.model.block_size)
-    parts = world.size * config.train.grad_accum
-    require(
-        config.train.batch_size % parts == 0,
-        "train.batch-size",
-        config.train.batch_size,
-        f"must be divisible by processes x grad-accum = {world.size} x {config.train.grad_accum}",
-    )
+    texts = set(from_all(world, (dataset.corpus_sha256, dataset.tokenizer.fingerprint)))
+    fix = "the machines of this run have different texts under that name; give all of them the same"
+    require(len(texts) == 1, "data.corpus", dataset.corpus_name, fix)
+    micro_batches(config.train, world.size)  # raises where they cannot share a step
     return dataset
 
 

@@ -286,50 +286,7 @@ install_flash_attn() {
 # ---- the check and the report
 
 # Says what this machine has, or fails with what is missing or cannot be imported.
-check_and_report() {
-    "$PYTHON" - "$backend" <<'PY'
-import importlib, os, platform, re, shutil, sys, tomllib
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-broken = []
-for requirement in Path(".venv/setup-requirements.txt").read_text().splitlines():
-    name = re.match(r"[\w.-]+", requirement)[0]
-    try:
-        version(name)
-        if requirement in project["dependencies"]:
-            importlib.import_module(name)
-    except PackageNotFoundError:
-        broken.append(f"{name} is missing")
-    except Exception as error:
-        broken.append(f"{name} cannot be imported ({error})")
-if broken:
-    sys.exit("==> " + "; ".join(broken))
-
-import torch
-
-if torch.cuda.is_available():
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    gpu = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    bf16 = torch.cuda.get_device_capability() >= (8, 0)
-else:
-    gpu = "none: runs use the CPU"
-    if sys.argv[1] == "cuda":
-        build = f"is for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
-        release = torch.__version__.split("+")[0]
-        gpu = f"out of reach: this PyTorch {build}. Update the driver, or install a build of {release} that suits it"
-        gpu += " into .venv (pytorch.org says how; this script keeps it). Until then runs use the CPU"
-    cpu = Path("/proc/cpuinfo")
-    bf16 = cpu.exists() and re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpu.read_text())
-compilers = filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "g++", "clang++")))
-print(f"    Python        {platform.python_version()}")
-print(f"    PyTorch       {torch.__version__}")
-print(f"    GPU           {gpu}")
-print(f"    C++ compiler  {next(compilers, None) or 'none: nothing is compiled, runs are eager'}")
-print(f"    bfloat16      {'in hardware' if bf16 else 'not in hardware: float32'}")
-PY
-}
+check_and_report() { "$PYTHON" -m training.check_setup "$backend"; }
 
 # ---- a first run
 

@@ -29,6 +29,7 @@ from training.distributed import World, all_sum, ask_all
 from training.evaluation import evaluate
 from training.finite import BadSteps, share_of, step_where
 from training.hardware import Hardware, matmul_peak, peak_memory_gb, synchronise
+from training.micro_batches import rows_of
 from training.optim import clip_gradients, lr_share, set_lr
 from training.parallel import backward_of, gathered, is_sharded, wrapped
 from training.record import Recorder
@@ -122,9 +123,7 @@ class Job:
         self.batches = TrainingBatches(
             self.dataset.train, self.config.row_length, train.batch_size, self.config.run.seed, cache=self.cache
         )
-        share = train.batch_size // self.world.size
-        begin, micro = self.world.rank * share, share // train.grad_accum
-        self.slices = [(begin + i * micro, begin + (i + 1) * micro) for i in range(train.grad_accum)]
+        self.slices = rows_of(train, self.world.rank, self.world.size)
         self.tokens_per_step = train.batch_size * self.config.row_length
 
 

@@ -26,6 +26,7 @@ from config import Config, ConfigError, critic_preset, preset, require
 from on_modal.app import PYTHON, Resources, find_secrets, in_one_line, make_app, packages, require_modal
 from on_modal.container import PLACES, ROOT, VOLUMES, Job, preparing, torchrun, training_words
 from on_modal.runs import claim_name, pull, require_run
+from training.micro_batches import micro_batches
 
 Gpu = Literal["H100", "H200", "B200", "A100-40GB", "A100-80GB", "L40S", "A10", "L4", "T4"]
 MOST = {"A10": 4}  # GPUs of a container; 8 of any other kind
@@ -131,19 +132,15 @@ def check_training(command: Command, config: Config) -> None:
     parallel, fix = config.run.parallel, "each node would save its share where no other sees it; use --run.parallel ddp"
     require(command.nodes == 1 or parallel == "ddp", "run.parallel", parallel, fix)
     gpus = command.gpus * command.nodes
-    batch, parts = config.train.batch_size, config.train.grad_accum
-    shares = [n for n in range(1, batch // gpus + 1) if batch % (gpus * n) == 0]
-    fix = (
-        f"use --train.grad-accum {min(shares, key=lambda n: abs(n - parts))}" if shares else "use other numbers of GPUs"
-    )
-    fix = f"must be divisible by GPUs x grad-accum = {gpus} x {parts}; {fix}"
-    require(batch % (gpus * parts) == 0, "train.batch-size", batch, fix)
+    micro_batches(config.train, gpus)  # raises where they cannot share a step
     if config.train.objective == "avatarl" and "model" in config.critic.members and not config.critic.run:
         name = critic_preset(config)
-        judge = preset(name).train
-        first = f"first --preset {name} on a number that divides, then this with --critic.run {PLACES['runs']}/{name}"
-        fix = f"its critic's batch of {judge.batch_size} must be divisible by GPUs x {judge.grad_accum}; {first}"
-        require(judge.batch_size % (gpus * judge.grad_accum) == 0, "gpus", gpus, fix)
+        then = f"then this with --critic.run {PLACES['runs']}/{name}"
+        fix = f"each node would train a critic that the others cannot read; first --preset {name} on one node, {then}"
+        require(command.nodes == 1, "nodes", command.nodes, fix)
+        batch = preset(name).train.batch_size
+        fix = f"its critic's batch of {batch} does not divide among them; first --preset {name} on fewer, {then}"
+        require(batch % gpus == 0, "gpus", gpus, fix)
 
 
 # ---- on Modal

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from forecasting.workload import Workload
+from training.micro_batches import fewest_parts
 
 GRADIENT_BYTES = 4.0  # of each parameter
 OPTIMIZER_BYTES = 28.0  # of each parameter: AdamW reads weight, gradient and two moments, and writes three of them
@@ -74,9 +75,8 @@ def obstacle(work: Workload, gpus: int) -> str:
 
 
 def accumulation(work: Workload, gpus: int) -> int:
-    """The least grad-accum with which no micro-batch on `gpus` GPUs is larger than the preset's own."""
-    share = work.batch_size // gpus
-    return next(a for a in range(1, share + 1) if share % a == 0 and share // a <= work.micro_batch)
+    """How many micro-batches each of `gpus` GPUs makes of its share: the fewest of which none is larger than on one."""
+    return fewest_parts(work.batch_size // gpus, work.micro_batch)
 
 
 def exchange_seconds(parameters: float, gpus: int, cluster: Cluster = H100) -> float:

@@ -54,7 +54,7 @@ def table(
     critics = list(critics)
     lines = [
         *assumptions(price),
-        f"{'GPUs':>6} {'sequences':>10} {'grad-accum':>11} {'training':>9} {'evaluation':>11} "
+        f"{'GPUs':>6} {'sequences':>10} {'micro-batches':>13} {'training':>9} {'evaluation':>11} "
         f"{'critic first':>13} {'total':>9} {'dollars':>9}",
     ]
     for gpus in COUNTS:
@@ -67,7 +67,7 @@ def table(
         total = sum(run) + first
         evaluated = "unknown" if work.val_tokens is None else duration(run.evaluation)
         lines.append(
-            f"{gpus:>6} {work.batch_size // gpus:>10} {accumulation(work, gpus):>11} {duration(run.training):>9} "
+            f"{gpus:>6} {work.batch_size // gpus:>10} {accumulation(work, gpus):>13} {duration(run.training):>9} "
             f"{evaluated:>11} {duration(first) if first else '-':>13} {duration(total):>9} "
             f"{dollars(total, gpus, price):>9}"
         )

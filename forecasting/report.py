@@ -1,12 +1,13 @@
 """The forecast that `python train.py PRESET --dry-run` prints: what a run is, takes here, and would cost elsewhere."""
 
-from config import Config, critic_preset, require
+from config import Config, critic_preset
 from forecasting import h100
 from forecasting.probe import caching_seconds
 from forecasting.speed import Speed, measure, total_memory
 from forecasting.workload import Workload, cache_layout, count, critic_config, critic_count, critic_flops
 from training.distributed import World
 from training.hardware import Hardware, matmul_peak
+from training.micro_batches import micro_batches
 from training.plan import duration, human, two_digits
 
 
@@ -16,13 +17,7 @@ def forecast(config: Config, hardware: Hardware, world: World, price: float | No
     price: dollars of an H100 for an hour; None: an assumed one. Reads and writes no data. Raises ConfigError for a
     batch that the processes cannot share, and for settings that the objective refuses.
     """
-    parts = world.size * config.train.grad_accum
-    require(
-        config.train.batch_size % parts == 0,
-        "train.batch-size",
-        config.train.batch_size,
-        f"must be divisible by processes x grad-accum = {world.size} x {config.train.grad_accum}",
-    )
+    micro_batches(config.train, world.size)  # raises where they cannot share a step
     peak = matmul_peak(hardware.device, hardware.dtype)
     work, speed = count(config), measure(config, hardware, world, peak)
     lines = [*counted(config, work), *measured(work, speed, hardware, world, peak)]

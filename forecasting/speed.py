@@ -19,6 +19,7 @@ from forecasting.probe import Cost, Probe, resident_bytes
 from forecasting.workload import count, evaluated_rows, memory_bytes
 from training.distributed import World
 from training.hardware import Hardware
+from training.micro_batches import micro_batches
 
 # What a step may reach of the measured matmul peak. It decides only what can be measured in time, and stands in
 # where nothing can.
@@ -79,8 +80,8 @@ class Points(NamedTuple):
 
 def measure(config: Config, hardware: Hardware, world: World, peak: float) -> Speed:
     """Time and memory of a run of `config` here. `peak`: FLOP/s of this process's matrix products, measured."""
-    micros = config.train.grad_accum
-    whole = Sizes(config.model.n_layer, max(1, config.train.batch_size // (micros * world.size)))
+    micros = micro_batches(config.train, world.size)
+    whole = Sizes(config.model.n_layer, config.train.batch_size // (micros * world.size))
     wanted = affordable(config, hardware, whole, peak)
     if wanted is None:
         return assumed(config, hardware, world, peak)
@@ -92,7 +93,7 @@ def measure(config: Config, hardware: Hardware, world: World, peak: float) -> Sp
         probe.keep_one_layer()
         shallow = probe.cost(base.rows)
     points = Points(base, few, at_base, at_few, shallow)
-    text = how(config, hardware, points, whole, runs)
+    text = how(config, hardware, points, whole, runs, micros)
     return conclude(config, hardware, world, peak, points, whole, before)._replace(how=text)
 
 
@@ -100,7 +101,8 @@ def conclude(
     config: Config, hardware: Hardware, world: World, peak: float, points: Points, whole: Sizes, before: float
 ) -> Speed:
     """What measured points say about the run. `before`: bytes that the process held without any model."""
-    micros, base, full, shallow = config.train.grad_accum, points.base, points.at_base, points.shallow
+    micros = config.train.batch_size // (whole.rows * world.size)
+    base, full, shallow = points.base, points.at_base, points.shallow
     one, deep = (count(of_sizes(config, Sizes(layers, 1))) for layers in (base.layers, base.layers + 1))
     length, evaluated = config.model.block_size, Sizes(whole.layers, evaluated_rows(config))
     # Nothing is faster than the matmul peak.
@@ -192,9 +194,9 @@ def assumed(config: Config, hardware: Hardware, world: World, peak: float) -> Sp
     )
 
 
-def how(config: Config, hardware: Hardware, points: Points, whole: Sizes, runs: int) -> str:
-    """What was measured, in words."""
-    micros, length, base = config.train.grad_accum, config.row_length, points.base
+def how(config: Config, hardware: Hardware, points: Points, whole: Sizes, runs: int, micros: int) -> str:
+    """What was measured, in words; `micros` micro-batches make a step."""
+    length, base = config.row_length, points.base
     text = f"{runs} whole steps" if micros == 1 else f"{runs} whole micro-batches, of {micros} in a step"
     if base != whole:
         layers = f"1 and {base.layers} layers" if points.shallow else "all layers"

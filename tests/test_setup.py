@@ -119,13 +119,11 @@ elif words[:3] == ["-m", "pip", "install"]:
         note("has", facts["torch"])
 elif words[:2] == ["-m", "compileall"]:
     note("compiled", words[-1])
-elif words[:1] == ["-"]:
-    script = sys.stdin.read()
-    if "optional-dependencies" in script:
-        sys.argv = words
-        exec(script)
-        sys.exit()
+elif words[:2] == ["-m", "training.check_setup"]:
     end(torch != "none")
+elif words[:1] == ["-"]:
+    sys.argv = words
+    exec(sys.stdin.read())
 elif 'version("torch")' in code:
     print(torch)
 elif "python_version" in code:

@@ -144,6 +144,7 @@ def test_the_image_has_the_tested_versions(monkeypatch):
     assert "--constraint /constraints.txt" in install and "wandb" in install and "index-url" not in install
     assert commands.index("COPY . /") < commands.index(install)  # constraints.txt
     assert "ENV AVATARL_DATA=" in text and "WORKDIR /root" in text
+    assert "ENV PYTHONUNBUFFERED=" in text  # logs stream as they are written
     assert f"python:{modal_app.PYTHON}" in text
 
 
@@ -233,10 +234,14 @@ def test_python_does_what_modal_run_does(cloud):
         (["--hours", "30"], "hours = 30"),
         (["--retries", "99"], "retries = 99"),
         (["--train.steps", "0"], "train.steps = 0"),
-        (["--preset", "pretrain-char", "--gpus", "5"], "must be divisible by GPUs x grad-accum = 5 x 1"),
+        (["--preset", "pretrain-char", "--gpus", "5"], "train.batch-size = 12: does not divide among 5 processes"),
         (
-            ["--preset", "avatarl-250m", "--nodes", "2", "--gpus", "8", "--train.grad-accum", "15"],
-            "first --preset pretrain-30m on a number that divides, then this with --critic.run /store/runs/",
+            ["--preset", "avatarl-classic", "--gpus", "5", "--train.batch-size", "10"],
+            "gpus = 5: its critic's batch of 12 does not divide among them; first --preset pretrain-char on fewer",
+        ),
+        (
+            ["--preset", "avatarl-250m", "--nodes", "2", "--gpus", "8"],
+            "first --preset pretrain-30m on one node, then this with --critic.run /store/runs/pretrain-30m",
         ),
         (["--run.out-dir", "/tmp/x"], "run.out-dir = '/tmp/x'"),
         (["--run.device", "cpu"], "run.device = 'cpu'"),
@@ -255,8 +260,8 @@ def test_bad_settings_cost_nothing(cloud, words, complaint):
 
 
 def test_two_nodes_with_their_critic_at_hand_pass():
-    """Catches a check of the critic's batch where the critic is on the Volume already."""
-    nodes = ["--nodes", "2", "--gpus", "8", "--train.grad-accum", "15"]
+    """Catches a critic that is asked for though it is on the Volume, and settings made for one GPU that refuse 16."""
+    nodes = ["--nodes", "2", "--gpus", "8"]
     critic = ["--critic.run", "/store/runs/pretrain-30m"]
     assert train_modal.read_command(["--preset", "avatarl-250m", *nodes, *critic])[0].nodes == 2
     assert train_modal.read_command(["--preset", "avatarl-250m", "--gpus", "8"])[0].gpus == 8

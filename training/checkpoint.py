@@ -12,7 +12,6 @@ No generator's state is saved: every draw is keyed by (seed, step), so the step 
 import json
 import shutil
 import sys
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,12 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
 from config import ConfigError
@@ -65,15 +60,6 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _rest_of(objective: nn.Module) -> dict[str, Any]:
-    """What an objective saves besides the student: the student's past, or its twin."""
-    return {k: v for k, v in objective.state_dict().items() if not k.startswith("student.")}
-
-
-def _state(objective: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    return {"optimizers": get_optimizer_state_dict(objective, optimizers), "objective": _rest_of(objective)}
-
-
 def save(
     folder: Path,
     objective: nn.Module,
@@ -94,7 +80,7 @@ def save(
     target = folder / checkpoint_name(state.step)
     try:
         _write(folder, target, objective, optimizers, state, world, keep, beside)
-    except (Exception, CheckpointException) as error:
+    except Exception as error:
         shutil.rmtree(folder / f".{target.name}", ignore_errors=True)
         raise RuntimeError(
             f"{target}: the checkpoint cannot be written ({first_line(error)}); make room or choose another disk, "
@@ -113,6 +99,8 @@ def _write(
     keep: int,
     beside: Callable[[Path], None] | None,
 ) -> None:
+    from training.stored_state import save_state
+
     temporary = folder / f".{target.name}"
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,11 +108,7 @@ def _write(
             shutil.rmtree(left_over)
         temporary.mkdir()
     barrier()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # dcp warns that a single process has no process group
-        # What all hold is written by the first: the others may be on machines whose disk it never sees.
-        planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-        dcp.save(_state(objective, optimizers), checkpoint_id=temporary / "state", planner=planner)
+    save_state(temporary / "state", objective, optimizers, world)
     measured = state.val_ce is not None and state.val_step == state.step
     improved = measured and (state.best_ce is None or state.val_ce < state.best_ce)  # type: ignore[operator]
     if improved:
@@ -246,24 +230,19 @@ def load_weights(checkpoint: Path, model: GPT) -> None:
 
 def load(checkpoint: Path, objective: nn.Module, optimizers: list[Optimizer]) -> TrainState:
     """Restore objective and optimisers in place from a checkpoint; returns where the run stood."""
+    from training.stored_state import load_state
+
     state = TrainState(**check(checkpoint)["state"])
     load_weights(checkpoint, objective.student)  # type: ignore[arg-type]
-    stored = _state(objective, optimizers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dcp.load(stored, checkpoint_id=checkpoint / "state")
-        except (Exception, CheckpointException) as error:
-            raise BrokenCheckpoint(f"{checkpoint / 'state'}: cannot be loaded ({first_line(error)})") from None
-    set_optimizer_state_dict(objective, optimizers, stored["optimizers"])
-    objective.load_state_dict(stored["objective"], strict=False)
+    try:
+        load_state(checkpoint / "state", objective, optimizers)
+    except Exception as error:
+        raise BrokenCheckpoint(f"{checkpoint / 'state'}: cannot be loaded ({first_line(error)})") from None
     return state
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line; dcp wraps the errors of all processes into one, with their traces."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
+    """What went wrong, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

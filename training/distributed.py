@@ -9,13 +9,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from training.rendezvous import meet, torchruns_store
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Result = TypeVar("Result")
 
@@ -192,6 +195,11 @@ def from_first(world: World, make: Callable[[], Result]) -> Result:
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+def is_share(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether every process holds a share of this tensor only. Asked so, nobody has to import DTensor: a second."""
+    return hasattr(tensor, "full_tensor")
 
 
 def barrier() -> None:

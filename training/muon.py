@@ -11,13 +11,15 @@ shrink with the batch. Where FSDP2 has cut the matrices into rows, whole ones ar
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
-from training.distributed import shared_out
+from training.distributed import is_share, shared_out
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # Newton-Schulz quintic with a steep slope at 0 (Jordan et al., 2024): singular values end near 1, not at it.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -37,14 +39,16 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 def own_rows(matrix: Tensor) -> Tensor:
     """The rows of a sharded matrix that this process holds, or a whole matrix as it is; no copy."""
-    return matrix.to_local() if isinstance(matrix, DTensor) else matrix
+    return matrix.to_local() if is_share(matrix) else matrix
 
 
-def of_whole(rows: Tensor, like: DTensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+def of_whole(rows: Tensor, like: "DTensor", work: Callable[[Tensor], Tensor]) -> Tensor:
     """work on whole matrices (m, rows, columns), given this process's rows of M matrices that are cut as `like` is.
 
     Rows are exchanged for whole matrices, which the processes share, and back: (M, own rows, columns) both ways.
     """
+    from torch.distributed.tensor import DTensor, Shard
+
     shape = torch.Size((len(rows), *like.shape))
     by_rows = DTensor.from_local(rows, like.device_mesh, [Shard(1)], shape=shape, stride=contiguous(shape))
     mine = by_rows.redistribute(placements=[Shard(0)]).to_local()
@@ -75,7 +79,7 @@ class Muon(torch.optim.Muon):
                     stacks[p.shape].append(p)
             ahead = [self._follow(parameters, group) for parameters in stacks.values()]
             orthogonal = partial(orthogonalize, steps=group["ns_steps"], dtype=self.dtype)
-            cut = [parameters[0] for parameters in stacks.values() if isinstance(parameters[0], DTensor)]
+            cut = [parameters[0] for parameters in stacks.values() if is_share(parameters[0])]
             if cut:
                 stacked = zip(map(torch.stack, ahead), cut, strict=True)
                 updates = [list(of_whole(rows, like, orthogonal).unbind()) for rows, like in stacked]

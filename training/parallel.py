@@ -10,17 +10,17 @@ what is gathered and summed is float32. Frozen critics are no part of the object
 import contextlib
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT
-from training.distributed import World
+from training.distributed import World, is_share
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 Result = TypeVar("Result")
 
@@ -36,6 +36,9 @@ def shard(objective: nn.Module, world: World, device: torch.device) -> None:
     Before the optimisers are built: they hold the shares. Blocks may still lie on the host; each moves to `device`
     when it is cut, so the whole model never lies there.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     if world.size == 1:
         objective.to(device)
         return
@@ -53,14 +56,14 @@ def shard(objective: nn.Module, world: World, device: torch.device) -> None:
 def touch(objective: nn.Module) -> None:
     """Gather and let go of every block once: what FSDP2 first makes in inference mode could never be trained."""
     for part in objective.modules():
-        if isinstance(part, FSDPModule) and part is not objective:
+        if part is not objective and is_sharded(part):
             part.unshard()
             part.reshard()
 
 
-def is_sharded(objective: nn.Module) -> bool:
-    """Whether `shard` cut it."""
-    return isinstance(objective, FSDPModule)
+def is_sharded(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    """Whether `shard` cut it. Asked so, nobody has to import FSDP2 who does not use it: that takes a second."""
+    return hasattr(module, "unshard")
 
 
 def wrapped(objective: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -103,7 +106,7 @@ def settle_buckets(module: DistributedDataParallel, objective: nn.Module) -> Non
 
 def backward_of(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """A context for the forward and backward pass of one micro-batch; gradients are exchanged after the `last`."""
-    if isinstance(module, FSDPModule):
+    if is_sharded(module):
         module.set_requires_gradient_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
@@ -112,20 +115,22 @@ def backward_of(module: nn.Module, last: bool) -> contextlib.AbstractContextMana
 
 def gathered(objective: nn.Module, work: Callable[..., Result], *rest: Any, **options: Any) -> Result:
     """work(*rest, **options), which may use the objective's models; of a sharded one all processes call it."""
-    if not isinstance(objective, FSDPModule):
+    if not is_sharded(objective):
         return work(*rest, **options)
-    result = objective.call(work, *rest, **options)  # type: ignore[operator]
+    result: Result = objective.call(work, *rest, **options)  # type: ignore[attr-defined]
     objective.reshard()
     return result
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which every process may have a share only, in full; all processes call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_share(tensor) else tensor
 
 
 def cut_like(full: Tensor, like: Tensor) -> Tensor:
     """This process's share of `full`, cut as `like` is; nothing is sent."""
-    if not isinstance(like, DTensor):
+    if not is_share(like):
         return full
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -73,7 +73,7 @@ def test_the_table_adds_up():
     lines = h100.table(PLAIN, [PLAIN, PLAIN], extra_flops=989e12 * 0.4 * 3600)
     run = 122.171  # training; an evaluation of three times a million tokens takes 2.275 s
     total = 3 * (run + 2.275) + 3600
-    assert lines[4] == (f"{1:>6} {48:>10} {8:>11} {'2 min':>9} {'2.3 s':>11} {'64 min':>13} {'66 min':>9} {'$4':>9}")
+    assert lines[4] == (f"{1:>6} {48:>10} {8:>13} {'2 min':>9} {'2.3 s':>11} {'64 min':>13} {'66 min':>9} {'$4':>9}")
     assert total / 3600 * 3.95 == pytest.approx(4.36, abs=0.01)
     alone = h100.table(dataclasses.replace(PLAIN, val_tokens=None))[4].split()
     assert alone[5:7] == ["unknown", "-"]

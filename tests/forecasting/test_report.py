@@ -121,7 +121,10 @@ def test_processes_share_the_batch(canned, place, monkeypatch):
         monkeypatch.setenv(name, value)
     outcome = here("avatarl-char", "--dry-run")
     assert outcome.code == 2
-    assert outcome.errors == ["error: train.batch-size = 16: must be divisible by processes x grad-accum = 3 x 1"]
+    assert outcome.errors == [
+        "error: train.batch-size = 16: does not divide among 3 processes, as 15 or 18 would; change it, or use other "
+        "numbers of processes"
+    ]
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     outcome = here("avatarl-char", "--dry-run")

@@ -159,11 +159,11 @@ def test_what_was_measured_is_said():
     config, cost = preset("avatarl-250m"), Cost(1.0, 1.0, 1.0, 1.0, 1.0)
     compiled = choose(RunConfig(device="cpu", threads=1, compile="on"))
     partly = Points(Sizes(2, 0.5), 0.25, cost, cost, cost)
-    said = speeds.how(config, HARDWARE, partly, Sizes(16, 24), 1)
+    said = speeds.how(config, HARDWARE, partly, Sizes(16, 24), 1, micros=20)
     assert said == "on 1 and 2 layers with 256 and 512 tokens, scaled to 16 with 20 times 24,576, give or take a third"
     entire = Points(Sizes(16, 24), 12, cost, cost, None)
-    assert speeds.how(config, HARDWARE, entire, Sizes(16, 24), 5) == "5 whole micro-batches, of 20 in a step"
-    said = speeds.how(preset("avatarl-char"), compiled, entire, Sizes(16, 24), 7)
+    assert speeds.how(config, HARDWARE, entire, Sizes(16, 24), 5, micros=20) == "5 whole micro-batches, of 20 in a step"
+    said = speeds.how(preset("avatarl-char"), compiled, entire, Sizes(16, 24), 7, micros=1)
     assert said.startswith("7 whole steps") and ("compiles" in said) == compiled.compile
 
 

@@ -133,6 +133,14 @@ def test_commits_go_on_while_training(tmp_path, monkeypatch):
     assert len(commits) >= 4
 
 
+def test_logs_stream(capfd):
+    """Catches output that is collected, or lost, while Modal shows what the container itself writes."""
+    saying = "import sys; print('step 1'); print('warning: slow', file=sys.stderr)"
+    assert container.supervise([sys.executable, "-S", "-c", saying], 60) == (0, False)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("step 1\n", "warning: slow\n")
+
+
 def test_a_process_that_will_not_stop_is_killed(tmp_path):
     """Catches an attempt that hangs for ever on a worker which ignores SIGTERM."""
     ready = tmp_path / "ready"

@@ -28,11 +28,11 @@ def test_one_two_and_four_processes_give_one_curve(place):
     """Catches gradients summed or not exchanged, rows that two ranks share, a share of the evaluation that is lost."""
     settings = CURVE | {"model_n_layer": 2, "train_steps": 12, "eval_every": 6}
     alone, two = trained("alone", **settings), Path("runs/two")
-    said = trained_together(2, words("two", train_grad_accum=2, **settings))
+    said = trained_together(2, words("two", train_grad_accum=4, **settings))
     assert sum(outcome.out.count("step     12  val CE") for outcome in said) == 1, "more than one process speaks"
     assert_same_curve(alone, two)
     assert_same_curve(alone, on(4, "four", **settings))
-    assert_same_curve(alone, on(2, "two-sharded", "fsdp", train_grad_accum=2, **settings))
+    assert_same_curve(alone, on(2, "two-sharded", "fsdp", train_grad_accum=4, **settings))
     for run in (alone, two):  # what two have saved continues on one
         assert here("--resume", str(run), "--train.steps", "14").code == 0
     assert_same_curve(alone, two)
@@ -46,7 +46,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "method_policy_weighting": "expected",
         "method_advantage": "group",
         "method_inner_epochs": 2,
-        "train_grad_accum": 2,
+        "train_grad_accum": 4,  # two on each of two processes
     },
     "imagined windows, accumulation": {"method_imagined_windows": 2, "train_grad_accum": 2},
     "student contexts, rotary": {"method_context": "student", "model_position": "rope", "model_qk_norm": True},
@@ -70,6 +70,7 @@ def test_a_checkpoint_continues_on_other_processes(place, move):
     """Catches shares saved as wholes, weights of one rank, moments that are lost or belong to other parameters."""
     before, kind, after, other = move
     settings = CURVE | {"train_steps": 8, "eval_every": 4, "critic_kind": "self", "critic_past": "ema"}
+    settings |= {"train_grad_accum": 2}  # twice two sequences on one process; two have one of two each, four of one
     alone = trained("alone", train_checkpoint_every=4, **settings)
     run = on(before, "run", kind, train_checkpoint_every=4, **settings)
     for step in (4, 8):
@@ -111,7 +112,7 @@ def refused(count: int, *more: str) -> list[str]:
 def test_a_batch_that_the_processes_cannot_share_is_refused(place):
     """Catches a machine more or fewer that changes the batch, or leaves processes waiting for the one that failed."""
     said = refused(4)
-    assert len(set(said)) == 1 and "train.batch-size = 6" in said[0] and "processes x grad-accum = 4 x 1" in said[0]
+    assert len(set(said)) == 1 and "train.batch-size = 6" in said[0] and "among 4 processes" in said[0]
     assert not Path("runs").exists()
 
 

@@ -7,10 +7,12 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from config import Config, ConfigError, override
+from tests.processes import command, together
 from tests.tiny_train import PRESET, elsewhere, flags, here, lines, trained
 from training.record import Recorder, require_wandb, start_wandb
 
@@ -126,6 +128,20 @@ def test_wandb_out_of_reach_costs_nothing(place, monkeypatch):
     outcome = here(PRESET, *flags(run_name="run", data_corpus="corpus.txt", log_wandb="online"))
     assert outcome.code == 0 and "warning: wandb is out of reach (no route to host)" in outcome.err
     assert lines(Path("runs/run"))[-1]["step"] == 8
+
+
+def told(line: list[str]) -> tuple[int, int]:
+    """A run in this process of several: its exit code, and how many lines a fake wandb heard from it."""
+    fake = FakeWandb()
+    with mock.patch.dict(sys.modules, {"wandb": fake}):
+        return command(line).code, len(fake.logged) + len(fake.codes) + len(fake.options)
+
+
+def test_of_two_processes_the_first_alone_tells_wandb(place):
+    """Catches a run that torchrun starts and that stands in wandb once for every process."""
+    settings = flags(run_name="run", data_corpus="corpus.txt", log_wandb="offline", train_steps=2, eval_ladder=0)
+    (first, heard), (second, other) = together(2, told, [PRESET, *settings])
+    assert (first, second) == (0, 0) and heard > 4 and other == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
