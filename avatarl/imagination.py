@@ -22,8 +22,10 @@ from torch import Tensor
 
 from avatarl.contexts import keyed_uniform
 from avatarl.critics import CriticOpinion, DenseOpinion
+from checks import require
 
 WINDOWS = 2**11  # written at a time, about: more are hardly cheaper
+MAX_VOCABULARY = 4096  # all log-probabilities of every position are kept until they are read
 ENTRIES = 2**24  # log-probabilities of float16 that are kept for them
 TEXT, START = 2, 3  # streams of draws; 0 and 1 are those of contexts.py
 
@@ -64,11 +66,14 @@ class Imagination:
     """Windows of `block_size` tokens for every row of a run of `steps` batches of `batch_size`, in the writer's words.
 
     text (L,) is the training stream, of which every window continues a drawn place: its first token, too, is imagined.
+    Raises ConfigError for a vocabulary of more than MAX_VOCABULARY tokens.
     """
 
     def __init__(
         self, writer: Writer, text: np.ndarray, *, block_size: int, batch_size: int, steps: int, seed: int
     ) -> None:
+        fix = f"the writer's vocabulary has {writer.vocab_size:,} tokens, and {MAX_VOCABULARY:,} is the limit; use 0"
+        require(writer.vocab_size <= MAX_VOCABULARY, "method.imagined-windows", "more than 0", fix)
         self._writer, self._text = writer, text
         self._block_size, self._batch_size, self._rows, self._seed = block_size, batch_size, batch_size * steps, seed
         self.at_once = WINDOWS

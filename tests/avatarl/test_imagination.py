@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from avatarl import imagination
 from avatarl.critics import DenseOpinion
 from avatarl.imagination import Imagination, Writer
 from avatarl.loss import judge, reinforce_loss
@@ -211,6 +212,14 @@ def test_no_windows_no_difference():
     assert torch.equal(falling(batch, STEPS - 1, {}, False)[0], plain(batch, STEPS - 1, {}, False)[0])
     assert not torch.equal(falling(batch, 0, {}, False)[0], plain(batch, 0, {}, False)[0])
     assert falling.flops_per_token() == pytest.approx(plain.flops_per_token() * (1 + 1.0), rel=0.1)
+
+
+def test_a_large_vocabulary_is_refused():
+    """Catches a run that fills the memory with the odds of every token at every imagined position."""
+    writer: Any = TableWriter(table())
+    writer.vocab_size = imagination.MAX_VOCABULARY + 1
+    with pytest.raises(ConfigError, match=r"imagined-windows.*4,097"):
+        imagined_by(writer)
 
 
 @pytest.mark.parametrize(
