@@ -80,7 +80,7 @@ METHOD: Variants = {
     },
     "critic: n-grams of 6 characters": {"critic.kind": "ngram", "critic.ngram-context": 6},
     "critic: mixed n-grams of up to 5 characters": {"critic.kind": "mixed", "critic.mixed-context": 5},
-    "critic: a suffix array's contexts of up to 8 characters": {"critic.kind": "suffix"},
+    "critic: mixed n-grams of up to 8 characters": {"critic.kind": "mixed"},
     "critic: its own occurrence kept": {"critic.leave-one-out": False},
     "critic: mixed n-grams and the student's average": {
         "critic.kind": "ensemble",
