@@ -82,10 +82,11 @@ def reliability(tally: Tally) -> list[dict[str, float]]:
 
 
 def calibration(parts: Sequence[Calibration]) -> dict[str, Any]:
-    """Top-k calibration error of all parts; of two halves also the first's best temperature, and what it does to the
-    second's cross-entropy. A text of one window has no halves."""
+    """Top-k calibration error of all parts, and what lies beyond the top k; of two halves also the first's best
+    temperature, and what it does to the second's cross-entropy. A text of one window has no halves."""
     whole = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    found: dict[str, Any] = {"top": whole.k, "ece": whole.top_k_error()}
+    mass, gold = whole.beyond()
+    found: dict[str, Any] = {"top": whole.k, "ece": whole.top_k_error(), "mass_beyond": mass, "gold_beyond": gold}
     if len(parts) == 2:
         fit, judged = parts
         temperature = fit.best_temperature()
@@ -134,7 +135,8 @@ def show(numbers: dict[str, Any]) -> str:
         f"  bits per byte      {numbers['val/bpb']:.4f}",
         f"  accuracy           {numbers['val/accuracy']:.2%}",
         f"  calibration error  {numbers['val/ece']:.4f}",
-        f"    of the top {of_top['top']:<2}      {of_top['ece']:.4f}",
+        f"    of the top {of_top['top']:<2}      {of_top['ece']:.4f}; beyond them {of_top['mass_beyond']:.2%} of the "
+        f"mass, and gold in {of_top['gold_beyond']:.2%}",
     ]
     if "temperature" in of_top:
         lines.append(

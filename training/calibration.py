@@ -82,6 +82,11 @@ class Calibration:
         mass, hits, _ = self.top
         return float((mass - hits).abs().sum()) / self.tokens
 
+    def beyond(self) -> tuple[float, float]:
+        """The mean mass beyond the k likeliest tokens, and how often gold is there."""
+        mass, hits, _ = self.top.sum(1).tolist()
+        return 1 - mass / self.tokens, 1 - hits / self.tokens
+
     def reliability(self) -> list[tuple[float, float]]:
         """Per bin that holds tokens: (mean mass of the k likeliest, share of tokens with gold among them)."""
         return [(m / n, h / n) for m, h, n in self.top.T.tolist() if n]

@@ -54,6 +54,16 @@ def test_the_top_k_error_is_its_definition(k, bins):
     )
 
 
+@pytest.mark.parametrize("k", [1, 3, V])
+def test_what_lies_beyond_the_top_is_counted(k):
+    """Catches mass and hits of the top itself, or of a bin: a tail that is starved would not show."""
+    logits, gold = case(300)
+    p, ranks = logits.softmax(-1), (logits > logits.gather(1, gold[:, None])).sum(1)
+    mass, found = counted(logits, gold, k, 15).beyond()
+    assert mass == pytest.approx(float(p.sort(descending=True).values[:, k:].sum(1).mean()), abs=1e-6)
+    assert found == pytest.approx(float((ranks >= k).float().mean()), abs=1e-6)
+
+
 def test_one_likeliest_token_gives_the_usual_error():
     """Catches a top-k error that is not ECE for k = 1."""
     table = 2 * torch.randn(V, V, generator=torch.Generator().manual_seed(1))
