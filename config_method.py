@@ -98,6 +98,9 @@ class MethodConfig:
     """k: the student and the critic propose this many actions each."""
     proposals: Literal["both", "critic"] = "both"
     """both: student and critic propose actions; critic: it alone, beside gold (to be studied)."""
+    unproposed: Literal["consensus", "gold"] = "consensus"
+    """Gold that neither side proposes: consensus: paid like every action; gold: paid alone, so that a small k does not
+    starve the tail."""
     reality_weight: float = 0.7
     """w_r: weight of the reality expert in the geometric mean."""
     critic_weight: float = 0.3

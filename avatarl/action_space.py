@@ -104,6 +104,14 @@ def build_action_set(
     return ActionSet(ids, valid)
 
 
+def unproposed(actions: ActionSet, k: int, active_k: Tensor | None = None, *, student_proposes: bool = True) -> Tensor:
+    """Where gold is in A only because it is gold: (N,) bool. Arguments as of `build_action_set`."""
+    same = actions.ids[:, 1:] == actions.ids[:, :1]  # (N, 2k); a duplicate is invalid, and still says who proposed it
+    if active_k is not None:
+        same = same & (torch.arange(k, device=same.device) < active_k).repeat(2)
+    return ~(same if student_proposes else same[:, k:]).any(-1)
+
+
 def contained(ids: Tensor, others: Tensor, vocabulary: int) -> Tensor:
     """Which of ids (N, k) stand in the same row of others (N, k'): (N, k) bool.
 

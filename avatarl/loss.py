@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from avatarl.action_space import ActionSet, build_action_set
+from avatarl.action_space import ActionSet, build_action_set, unproposed
 from avatarl.metrics import MetricSums
-from avatarl.reward import Weight, consensus
+from avatarl.reward import Weight, consensus, gold_alone
 from avatarl.reward import rewards as reward_of
 from avatarl.softmax_gradient import Terms, exact, gradient_of_logits, product_dtype, scaled
 from avatarl.trust import Trust
@@ -40,6 +40,7 @@ class LossSettings(NamedTuple):
     use_entropy: bool = True
     """False where β is 0 throughout the run: the entropy's gradient is then skipped."""
     proposals: Literal["both", "critic"] = "both"
+    unproposed: Literal["consensus", "gold"] = "consensus"
     trust: Trust | None = None
     """How far the critic is believed, position by position; None: everywhere alike."""
 
@@ -104,6 +105,10 @@ def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, T
         critic_weight=critic_weight,
         epsilon=s.epsilon,
     )
+    if getattr(s, "unproposed", "consensus") == "gold":
+        student = getattr(s, "proposals", "both") == "both"
+        where = unproposed(actions, s.top_k, getattr(s, "active_k", None), student_proposes=student)
+        p_ref = gold_alone(p_ref, where)
     reward = reward_of(
         p_ref,
         actions.valid,

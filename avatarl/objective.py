@@ -111,6 +111,7 @@ class AvataRL(nn.Module):
             active_k=now["top_k"] if self.schedules.k_varies else None,
             use_entropy=self.schedules.ever_entropy,
             proposals=m.proposals,
+            unproposed=m.unproposed,
             trust=self.trust,
         )
 

@@ -51,6 +51,13 @@ def consensus(
     return score.masked_fill(~actions.valid, float("-inf")).softmax(-1)
 
 
+def gold_alone(p_ref: Tensor, where: Tensor) -> Tensor:
+    """The consensus (N, K), but all of it on gold at the positions `where` (N,)."""
+    gold = torch.zeros_like(p_ref)
+    gold[:, 0] = 1.0
+    return torch.where(where[:, None], gold, p_ref)
+
+
 def rewards(
     p_ref: Tensor,
     valid: Tensor,

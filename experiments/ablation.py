@@ -50,6 +50,8 @@ METHOD: Variants = {
     "k 4": {"method.top-k": 4},
     "k 8": {"method.top-k": 8},
     "k 32": {"method.top-k": 32},
+    "unproposed gold alone": {"method.unproposed": "gold"},
+    "k 4, unproposed gold alone": {"method.top-k": 4, "method.unproposed": "gold"},
     "ε 0.01": {"method.epsilon": 0.01},
     "ε 0.03": {"method.epsilon": 0.03},
     "ε 0.3": {"method.epsilon": 0.3},

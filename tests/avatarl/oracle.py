@@ -65,6 +65,8 @@ def judge(z: list[float], log_p_c: list[float], gold: int, m: Any) -> Judged:
     """Steps 1 to 4."""
     actions = action_set(z, log_p_c, gold, m.top_k)
     p_ref = consensus(actions, gold, log_p_c, m)
+    if getattr(m, "unproposed", "consensus") == "gold" and gold not in {*top(z, m.top_k), *top(log_p_c, m.top_k)}:
+        p_ref = {a: float(a == gold) for a in p_ref}
     return Judged(actions, p_ref, rewards(p_ref, gold, m))
 
 
