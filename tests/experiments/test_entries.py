@@ -157,8 +157,7 @@ def test_imagination_is_what_differs():
     entries, how = STUDIES["imagined"]
     configs = {e.label: built(e.preset, settings_of(e, how)) for e in entries}
     plain, ours = configs["AvataRL, none imagined"], configs["AvataRL, 3 imagined"]
-    rates = {"optim.lr", "optim.muon_lr"}
-    assert differences(plain, ours).keys() == {"method.imagined_windows"} | rates
+    assert differences(plain, ours).keys() == {"method.imagined_windows", "method.top_k"}
     many, one = configs["cross-entropy, 4 times the corpus's tokens"], configs["cross-entropy"]
-    assert differences(one, many).keys() == {"train.batch_size"} | rates
+    assert differences(one, many).keys() == {"train.batch_size", "optim.lr", "optim.muon_lr"}
     assert many.train.batch_size == (1 + ours.method.imagined_windows) * plain.train.batch_size
