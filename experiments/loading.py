@@ -266,7 +266,7 @@ def main(words: Sequence[str]) -> int:
         "large": [r._asdict() for r in large],
         "loaded": [r._asdict() for r in batches],
     }
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    asked = {name: value for name, value in asdict(settings).items() if name != "out"}
     asked["text"] = [path.name for path in settings.text]
     write_json(settings.out / "record.json", made | {"settings": asked} | rows)
     write_atomic(settings.out / "table.md", page)
