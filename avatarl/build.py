@@ -88,6 +88,21 @@ def past_critic(student: GPT, config: Config, autocast: Autocast) -> PastCritic:
     return past
 
 
+def imagined_by(critic: Critic | None, config: Config, train: np.ndarray) -> Imagination | None:
+    """The windows that `critic` is to write; None where none are wanted."""
+    if not config.method.imagined_windows:
+        return None
+    assert isinstance(critic, Writer)  # the config saw to it
+    return Imagination(
+        critic,
+        train,
+        block_size=config.model.block_size,
+        batch_size=config.train.batch_size,
+        steps=config.train.steps,
+        seed=config.run.seed,
+    )
+
+
 def build_objective(
     student: GPT,
     config: Config,
@@ -137,13 +152,6 @@ def build_objective(
     if method.critic_trust == "known":
         assert critic is not None and past is None  # the config saw to it
         trust = fit_trust(critic, train, vocab_size, config.model.block_size, device)
-    imagination = None
-    if method.imagined_windows:
-        assert isinstance(critic, Writer)  # the config saw to it
-        length, batch_size = config.model.block_size, config.train.batch_size
-        imagination = Imagination(
-            critic, train, block_size=length, batch_size=batch_size, steps=config.train.steps, seed=config.run.seed
-        )
     return AvataRL(
         student,
         method,
@@ -155,5 +163,5 @@ def build_objective(
         critic_flops=critic_flops,
         autocast=autocast,
         trust=trust,
-        imagination=imagination,
+        imagination=imagined_by(critic, config, train),
     )
