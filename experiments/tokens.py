@@ -69,9 +69,8 @@ def entries(settings: Settings) -> list[Entry]:
     made = [rival("cross-entropy", own)]
     for fraction in sorted(set(settings.fractions)):
         label = "AvataRL, all the steps" if fraction == 1 else f"AvataRL, {fraction:g} of the steps"
-        entry = rival("AvataRL", own, label, preset=settings.recipe)
         steps = max(1, round(fraction * settings.steps))
-        length = common(entry.preset, steps, settings.evaluations)
+        length = common(settings.recipe, steps, settings.evaluations)
         shorter = {k: length[k] for k in ("train.steps", "optim.warmup-steps", "eval.every")}
         made.append(rival("AvataRL", {**own, **shorter}, label, preset=settings.recipe))
     return made

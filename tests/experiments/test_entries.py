@@ -61,7 +61,8 @@ def test_the_command_line_takes_every_entry(study):
     for one in settings:  # all spellings at once, as parsing a command takes a tenth of a second
         merged |= {k: v for k, v in one.items() if k != "train.label-smoothing"}
     for told in (settings[-1], merged):
-        train.read_command([entries[-1].preset, *flags(told)])
+        _, command = train.read_command([entries[-1].preset, *flags(told)])
+        assert command.config == built(entries[-1].preset, told)
 
 
 def test_the_comparison_treats_both_methods_alike():
