@@ -16,9 +16,9 @@ class CriticConfig:
     """Who judges the alternatives (DESIGN section 3, Critics)."""
 
     kind: Literal["model", "ngram", "mixed", "suffix", "self", "ensemble"] = "model"
-    """model: a frozen GPT; ngram: interpolated counts of the training text; mixed: all context lengths as a product
-    of experts (small vocabularies); suffix: the same blended along a suffix array (any vocabulary); self: the
-    student's own past or a twin; ensemble: several."""
+    """model: a frozen GPT; ngram: interpolated counts of the training text; mixed: counts after all last tokens, words
+    and lines, weighed by a small network (small vocabularies); suffix: all lengths blended along a suffix array (any
+    vocabulary); self: the student's own past or a twin; ensemble: several."""
     ensemble: str = "mixed:0.5,self:0.5"
     """ensemble: whose probabilities are multiplied, each to the power of its weight, as kind:weight,kind:weight."""
     run: str = ""
@@ -29,8 +29,8 @@ class CriticConfig:
     """model: two critics, each trained on one half of the text and judging the other half."""
     ngram_context: int = 4
     """ngram: longest context in tokens (1 = bigram)."""
-    mixed_context: int = 8
-    """mixed: longest context in tokens."""
+    mixed_context: int = 6
+    """mixed: longest context in tokens, besides words and lines."""
     suffix_context: int = 8
     """suffix: longest context in tokens."""
     ngram_discount: float = 0.75

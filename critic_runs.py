@@ -153,7 +153,9 @@ def critic_cache(
 
     def critic() -> Critic:
         frozen = load_critics(critics, dataset, hardware)
-        return frozen_critic(config, dataset.train, vocab_size, frozen, hardware.autocast, hardware.device)
+        return frozen_critic(
+            config, dataset.train, vocab_size, frozen, hardware.autocast, hardware.device, dataset.strings
+        )
 
     writer, turn = CacheWriter(folder, layout, identity), partial(from_first, world)
     try:

@@ -40,15 +40,9 @@ def make_objective(
     model = GPT(config.model, dataset.tokenizer.vocab_size)
     student = prepare_model(model, hardware, all_there=config.run.parallel != "fsdp")
     if config.train.objective == "bootstrap":
-        return build_bootstrap(student, config, dataset.train, characters_of(dataset), hardware.autocast)
+        return build_bootstrap(student, config, dataset.train, dataset.strings or None, hardware.autocast)
     frozen = [] if cache is not None else load_critics(critics, dataset, hardware)
-    return build_objective(student, config, dataset.train, frozen, hardware.autocast, cache)
-
-
-def characters_of(dataset: Dataset) -> list[str] | None:
-    """What every token stands for, where tokens are characters."""
-    tokenizer = dataset.tokenizer
-    return [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)] if tokenizer.kind == "char" else None
+    return build_objective(student, config, dataset.train, frozen, hardware.autocast, cache, dataset.strings)
 
 
 def load_critics(critics: list[Path], dataset: Dataset, hardware: Hardware) -> list[GPT]:

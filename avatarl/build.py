@@ -1,5 +1,7 @@
 """From settings to an objective: the student's critic, its past or its twin, wired together."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -23,14 +25,15 @@ def frozen_critic(
     frozen: list[GPT],
     autocast: Autocast,
     device: torch.device | str,
+    strings: Sequence[str] = (),
 ) -> Critic:
     """The critic that does not follow the student: statistics of the training tokens, the models `frozen`, or both.
 
-    One model judges everything, each of two the half of the text that it was not trained on. Raises ConfigError
-    when a model does not fit the student.
+    One model judges everything, each of two the half of the text that it was not trained on. strings: what each
+    token stands for, if known. Raises ConfigError when a model does not fit the student.
     """
     members = config.critic.members
-    critics = [one_critic(kind, config, train, vocab_size, frozen, autocast, device) for kind in members]
+    critics = [one_critic(kind, config, train, vocab_size, frozen, autocast, device, strings) for kind in members]
     return critics[0] if len(critics) == 1 else EnsembleCritic(critics, list(members.values()), vocab_size)
 
 
@@ -42,6 +45,7 @@ def one_critic(
     frozen: list[GPT],
     autocast: Autocast,
     device: torch.device | str,
+    strings: Sequence[str] = (),
 ) -> Critic:
     """The critic of one kind that does not follow the student."""
     c = config.critic
@@ -59,6 +63,7 @@ def one_critic(
             train,
             vocab_size,
             context=c.mixed_context,
+            strings=strings,
             leave_one_out=c.leave_one_out,
             remember=config.method.context == "gold",
             device=device,
@@ -110,11 +115,12 @@ def build_objective(
     frozen: list[GPT],
     autocast: Autocast,
     cache: CriticCache | None = None,
+    strings: Sequence[str] = (),
 ) -> AvataRL | CrossEntropy:
     """The objective that `config` names, on the student's device.
 
     train: the training tokens, for the n-gram critic; frozen: the model critics, empty for other kinds; cache:
-    what judges in their place, where given.
+    what judges in their place, where given; strings (V,): what each token stands for, if known.
     Raises ConfigError when k exceeds the vocabulary or a critic does not fit.
     """
     if config.train.objective == "cross-entropy":
@@ -143,7 +149,7 @@ def build_objective(
         judges: list[Critic] = [
             past
             if past is not None and kind == "self"
-            else one_critic(kind, config, train, vocab_size, frozen, autocast, device)
+            else one_critic(kind, config, train, vocab_size, frozen, autocast, device, strings)
             for kind in members
         ]
         critic_flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)

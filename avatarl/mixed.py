@@ -1,60 +1,87 @@
-"""The mixed n-gram critic: every context length is an expert, and what each is worth is learnt from the text.
+"""The mixed critic: every context is an expert, and a small network weighs them by how well each is known.
 
-    critic = MixedCritic(train_ids, vocab_size, context=8)
+    critic = MixedCritic(train_ids, vocab_size, context=6, strings=["\\n", " ", …])
     opinion = critic.opinion(tokens, positions)     # tokens (B, T), positions (B,): where each window starts
 
-Interpolation (ngram.py) lets the longest context speak first and passes on a discounted rest. Here all lengths
-speak at once, as a product of experts:
+Interpolation (ngram.py, suffixes.py) lets the longest context speak first and passes on the rest. Here J contexts
+speak at once, of the last 1, 2, … tokens and of words and lines (mixed_contexts.py), as a product of experts:
 
-    log p(w) = b(w) + Σ_n weight_n · log p_n(w) + constant,
+    log p(w) = b(w) + Σ_j weight_j · log p_j(w) + constant,     (weight_1 … weight_J) = network(log(1 + C), log(1 + U)),
 
-p_n being the interpolated n-gram with modified Kneser–Ney's three discounts for counts of 1, 2 and more (Chen and
-Goodman, 1998, from raw counts, not continuation counts). weight_n depends on how often the context of n tokens was
-seen and by how many different tokens it was followed, b on the token alone. Both are fitted to the training text,
-each position judged without its own occurrence. In w the fit is a softmax regression: it has one optimum.
+    p_j(w) = (c_j(w) + λ U_j p_i(w)) / (C_j + λ U_j),
 
-Source: log-linear interpolation (Klakow, 1998), with the confidence buckets of compressors that mix contexts.
-Shapes: B windows, T positions, N = B·T, V vocabulary, J = context + 1 lengths, the longest first, the unigram last.
+with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls back
+on. Network and b learn from stretches of the training text, each judged by the counts of all the rest. That is new
+text, as validation text will be: judged without their own occurrence alone, positions of a text are far easier than
+new ones, for what is peculiar to their page still counts, and long contexts are believed too soon.
+
+Source: log-linear interpolation (Klakow, 1998), gated as compressors mix contexts (Mahoney, 2005).
+Shapes: B windows, T positions, N = B·T, V vocabulary, J kinds of context.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avatarl.critics import DenseOpinion
-from avatarl.mixed_counts import MAX_VOCABULARY, ROOT, UNSEEN, CountTable
+from avatarl.mixed_contexts import NOTHING, Contexts
+from avatarl.mixed_counts import ContextCounts
 from avatarl.ngram_counts import Stream, checked_stream
-from avatarl.ngram_index import look_up
 from config import require
 
+MAX_VOCABULARY = 4096
+BACKOFF = 4.0  # λ; from 1 to 12 the network makes up for it
+HIDDEN = 32
 FIT_POSITIONS = 30_000
-FIT_STEPS = 240
-FIT_BATCH = 2048
-FIT_RATE = 0.03
-TOTALS = 13  # buckets of C: 0, 1, 2, 3–4, 5–8, …
-KINDS = 4  # buckets of U: 1, 2–3, 4–8, more
+FIT_ENTRIES = 2**28  # log-probabilities that the fit looks at, in float16: fewer positions of large vocabularies
+FIT_BLOCKS = 5  # stretches that are judged by the rest, each a tenth of the text
+FIT_STEPS = 800
+FIT_BATCH = 1024
+FIT_BATCH_ENTRIES = 2**21  # log-probabilities in a batch: fewer positions of large vocabularies
+FIT_RATE = 5e-3
+FIT_DECAY = 0.1
+CHUNK_ENTRIES = 2**23  # counts that are made at a time
 MEMORY_BYTES = 2**29
-SMALLEST = 1e-9  # a probability that rounding made 0 or less
 
 
-Experts = Iterator[tuple[int, Tensor, Tensor]]  # which of the J, its log p_n (N, V), and its bucket (N,)
+class Weigher(nn.Module):
+    """The network: what each of J experts is worth, (N, 2 J) → (N, J); and the bias (V,)."""
 
+    def __init__(self, experts: int, vocab_size: int) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(torch.zeros(2 * experts))
+        self.scale = nn.Buffer(torch.ones(2 * experts))
+        self.inner = nn.Linear(2 * experts, HIDDEN)
+        self.outer = nn.Linear(HIDDEN, experts)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-class Gates(NamedTuple):
-    """What each expert is worth: `weights` (J, TOTALS · KINDS) by its confidence, and `bias` (V,)."""
+    def reset(self, known: Tensor, draw: torch.Generator) -> None:
+        """Begin where all experts are worth the same, with inputs (n, 2 J) of mean 0 and variance 1."""
+        self.mean.copy_(known.mean(0))
+        self.scale.copy_(known.std(0, correction=0).clamp_min(0.1))
+        bound = self.inner.in_features**-0.5
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.rand(self.inner.weight.shape, generator=draw) * 2 * bound - bound)
+            self.inner.bias.zero_()
+            self.outer.weight.zero_()
+            self.outer.bias.fill_(1 / self.outer.out_features)
 
-    weights: Tensor
-    bias: Tensor
+    def forward(self, known: Tensor) -> Tensor:
+        return self.outer(nn.functional.gelu(self.inner((known - self.mean) / self.scale)))
+
+    def scores(self, log_p: Tensor, known: Tensor) -> Tensor:
+        """Logits (N, V) of what the experts, log_p (N, J, V), think together."""
+        return torch.bmm(self(known)[:, None], log_p)[:, 0] + self.bias
 
 
 class MixedCritic:
-    """Judges every token by all contexts of 0 to `context` tokens together.
+    """Judges every token by all its contexts of up to `context` tokens, and by words and lines, together.
 
-    corpus (L,): ids of the training stream, in [0, vocab_size). Contexts reach back beyond a window's first token
-    where its place in the corpus is known. Building takes seconds for a million characters. Raises ConfigError for
-    a corpus or a setting that gives no table.
+    corpus (L,): ids of the training stream, in [0, vocab_size); strings (V,): what each token stands for, if known.
+    Contexts reach back beyond a window's first token where its place in the corpus is known. Building takes seconds
+    for a million characters. Raises ConfigError for a corpus or a setting that gives no table.
 
     remember: what was once said of a position of the corpus is kept (in float16, 2 · L · V bytes, if that is at most
     MEMORY_BYTES) and not thought out again. For training on the corpus's own tokens alone.
@@ -65,7 +92,8 @@ class MixedCritic:
         corpus: Stream,
         vocab_size: int,
         *,
-        context: int = 8,
+        context: int = 6,
+        strings: Sequence[str] = (),
         leave_one_out: bool = True,
         remember: bool = False,
         device: torch.device | str = "cpu",
@@ -76,14 +104,20 @@ class MixedCritic:
             "critic.kind",
             "mixed",
             f"it scores the whole vocabulary of {vocab_size:,} tokens at every position, and stops at "
-            f"{MAX_VOCABULARY:,}; use --critic.kind ngram",
+            f"{MAX_VOCABULARY:,}; use --critic.kind suffix",
         )
         ids = checked_stream(corpus, vocab_size, 0.5, least=context + 2)
-        self.vocab_size, self.context, self.leave_one_out = vocab_size, context, leave_one_out
-        self.table = CountTable.build(ids, vocab_size, context).to(device)
-        self.corpus = torch.from_numpy(ids).to(device)  # (L,) int64
-        self._needed_matches = torch.arange(context, -1, -1, device=device)  # (J,)
-        self.gates = self._fit()
+        self.vocab_size, self.leave_one_out = vocab_size, leave_one_out
+        self.contexts = Contexts(vocab_size, context, strings)
+        self.corpus = torch.from_numpy(ids)  # (L,) int64
+        keys = self.contexts.keys(self.corpus[None, :-1])[0]  # (L − 1, J)
+        self.counts, entry_of = ContextCounts.build(keys.T.contiguous().numpy(), ids[1:], vocab_size)
+        shares = np.bincount(ids, minlength=vocab_size) + 1.0
+        self.unigram = torch.from_numpy(shares / shares.sum()).float().to(device)  # where no context was seen
+        self.weigher = Weigher(len(self.contexts.names), vocab_size)
+        fit(self, keys, entry_of)
+        self.corpus, self.contexts = self.corpus.to(device), self.contexts.to(device)
+        self.counts, self.weigher = self.counts.to(device), self.weigher.to(device).requires_grad_(False)
         self._memory = self._known = None
         if remember and leave_one_out and 2 * len(ids) * vocab_size <= MEMORY_BYTES:
             self._memory = torch.empty(len(ids), vocab_size, dtype=torch.float16, device=device)
@@ -102,24 +136,16 @@ class MixedCritic:
         if positions is not None and self._memory is not None:
             places = positions[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
             return DenseOpinion(self._recall(places.flatten()))
-        return DenseOpinion(self._mix(self.judged_by_each(tokens, positions)))
+        return DenseOpinion(self._judge(*self._asked(tokens, positions)))
 
     @property
     def reach(self) -> int:
         """The longest context that is used, in tokens."""
-        return self.context
+        return self.contexts.reach
 
     def after(self, context: Tensor) -> DenseOpinion:
         """What follows each of contexts (N, C), nothing left out."""
-        rows = self._rows(context, None).unflatten(0, context.shape)[:, -1]  # (N, J)
-        return DenseOpinion(self._mix(self._experts(rows, None, None)))
-
-    def judged_by_each(self, tokens: Tensor, positions: Tensor | None) -> Experts:
-        """What every expert thinks of tokens (B, T), the shortest context first; arguments as of `opinion`."""
-        own = gold = None
-        if positions is not None and self.leave_one_out:
-            gold, own = self._own_occurrence(tokens, positions)
-        return self._experts(self._rows(tokens, positions), gold, own)
+        return DenseOpinion(self._judge(self.contexts.keys(context, last=1)[:, 0]))
 
     def _recall(self, places: Tensor) -> Tensor:
         """Log-probabilities (n, V) of what follows the corpus's tokens at `places` (n,), remembered or made now."""
@@ -133,103 +159,92 @@ class MixedCritic:
     def _learn(self, places: Tensor) -> None:
         """Judge the corpus's tokens at `places` (n,), and remember it."""
         assert self._memory is not None and self._known is not None
-        self._memory[places] = self._mix(self.judged_by_each(self.corpus[places][:, None], places)).half()
+        self._memory[places] = self._judge(*self._asked(self.corpus[places][:, None], places)).half()
         self._known[places] = True
 
-    def _mix(self, experts: Experts) -> Tensor:
-        """The product of the experts, each weighed by its confidence: log-probabilities (N, V)."""
-        score = self.gates.bias
-        for j, log_p, bucket in experts:
-            score = torch.addcmul(score, self.gates.weights[j][bucket][:, None], log_p)
-        return score.log_softmax(-1)
+    def _asked(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Of tokens (B, T): keys (N, J); where something is left out, gold (N,) and from which contexts (N, J)."""
+        if positions is None:
+            return self.contexts.keys(tokens).flatten(0, 1), None, None
+        last, back = len(self.corpus) - 1, self.reach
+        place = positions[:, None] + torch.arange(-back, tokens.shape[1], device=tokens.device)
+        begun = (-place[:, 0]).clamp_min(0)  # how many places lie before the corpus
+        there = self.corpus[place.clamp(0, last)]
+        stream = torch.cat((there[:, :back], tokens), 1)
+        keys = self.contexts.keys(stream, begun, tokens.shape[1]).flatten(0, 1)
+        if not self.leave_one_out:
+            return keys, None, None
+        theirs = self.contexts.keys(there, begun, tokens.shape[1]).flatten(0, 1)
+        inside = (place[:, back:] < last).reshape(-1, 1)  # past its end there is no gold
+        gold = self.corpus[(place[:, back:] + 1).clamp_max(last)].flatten()
+        return keys, gold, (keys == theirs) & (keys != NOTHING) & inside
 
-    def _experts(self, rows: Tensor, gold: Tensor | None, own: Tensor | None) -> Experts:
-        """Yields (j, log p_n (N, V), bucket (N,)) for every length, the shortest first."""
-        table, n = self.table, len(rows)
-        p = torch.full((n, self.vocab_size), 1 / self.vocab_size, device=rows.device)
-        for j in reversed(range(rows.shape[1])):
-            row, length = rows[:, j], rows.shape[1] - 1 - j
-            total, kinds, held = (look_up(part, row) for part in (table.totals, table.kinds, table.held))  # (N,) each
-            if own is not None and gold is not None:
-                count = table.count_of(row, gold) * own[:, j]
-                without = table.discount(length, count) - table.discount(length, (count - 1).clamp_min(0))
-                total, kinds, held = total - own[:, j], kinds - own[:, j] * (count == 1), held - without
-            seen = total > 0
-            scale = seen / total.clamp_min(1)
-            p.mul_(torch.where(seen, held * scale, 1.0)[:, None])
-            table.add_mass(p, row, scale, length)
-            if own is not None and gold is not None:
-                p.scatter_add_(1, gold[:, None], ((without - own[:, j]) * scale)[:, None])
-            p.clamp_min_(SMALLEST)
-            yield j, p.log(), buckets(total, kinds)
+    def _judge(self, keys: Tensor, gold: Tensor | None = None, own: Tensor | None = None) -> Tensor:
+        """Log-probabilities (N, V) after contexts (N, J), without the occurrence of gold (N,) in their `own` (N, J)."""
+        made = []
+        for part in _chunks(len(keys), CHUNK_ENTRIES // (keys.shape[1] * self.vocab_size)):
+            counts = self.counts.after(self.counts.find(keys[part]), self.vocab_size)
+            if gold is not None and own is not None:
+                counts.scatter_add_(2, gold[part, None, None].expand(*own[part].shape, 1), -own[part, :, None].float())
+            made.append(self.weigher.scores(*self.experts(counts)).log_softmax(-1))
+        return torch.cat(made)
 
-    def _rows(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
-        """The row of every context that ends in each token: (B, T) → (N, J) int64."""
-        batch, n = tokens.shape[0], self.context
-        before = torch.full((batch, n), self.vocab_size, device=tokens.device)  # no token: no context
-        if positions is not None:
-            places = positions[:, None] + torch.arange(-n, 0, device=tokens.device)
-            before = torch.where(places >= 0, self.corpus[places.clamp(0, len(self.corpus) - 1)], before)
-        stream = torch.cat((before, tokens), 1)  # (B, n + T)
-        rows = stream.new_full((batch, stream.shape[1] + 1, n + 1), UNSEEN)
-        rows[..., -1] = ROOT
-        for j in reversed(range(n)):
-            rows[:, 1:, j] = self.table.step(rows[:, :-1, j + 1], stream)
-        return rows[:, n + 1 :].flatten(0, 1)
-
-    def _own_occurrence(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Gold (N,) int64 and, as 0 or 1, which rows counted it after this very context: (N, J) float32."""
-        last = len(self.corpus) - 1
-        place = torch.arange(tokens.shape[1], device=tokens.device)
-        here = positions[:, None] + place  # (B, T)
-        gold = self.corpus[(here + 1).clamp_max(last)]
-        mismatch = torch.where(tokens == self.corpus[here.clamp_max(last)], -1 - self.context, place)
-        matches = place - mismatch.cummax(1).values  # how many tokens up to here are the corpus's own
-        matches = torch.minimum(matches, here + 1)  # none stand before the first
-        matches = torch.where(here < last, matches, -1)  # past its end there is no gold
-        own = matches.view(-1, 1) >= self._needed_matches
-        return gold.view(-1), own.float()
-
-    def _fit(self) -> Gates:
-        """The gates with the best leave-one-out likelihood on a sample of the corpus, by Adam from a fixed seed."""
-        device, length = self.corpus.device, len(self.corpus)
-        draw = torch.Generator().manual_seed(0)
-        count = min(FIT_POSITIONS, length - self.context - 1)
-        places = (torch.randperm(length - self.context - 1, generator=draw)[:count] + self.context).to(device)
-        features, slots = self._features(places)
-        gold = self.corpus[places + 1]
-        weights = torch.zeros(self.context + 1, TOTALS * KINDS, device=device)
-        weights[0] = 0.5
-        bias = torch.zeros(self.vocab_size, device=device)
-        parameters = [weights.requires_grad_(), bias.requires_grad_()]
-        adam = torch.optim.Adam(parameters, lr=FIT_RATE)
-        offset = torch.arange(self.context + 1, device=device) * (TOTALS * KINDS)
-        with torch.enable_grad():
-            for step in range(FIT_STEPS):
-                adam.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
-                pick = torch.randint(count, (FIT_BATCH,), generator=draw).to(device)
-                w = weights.view(-1)[slots[pick] + offset]  # (n, J)
-                score = torch.bmm(w[:, None], features[pick])[:, 0] + bias
-                loss = torch.nn.functional.cross_entropy(score, gold[pick])
-                adam.zero_grad()
-                loss.backward()
-                adam.step()
-        return Gates(weights.detach(), bias.detach())
-
-    @torch.no_grad()
-    def _features(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """log p_n (n, J, V) and buckets (n, J) of the tokens at `places` (n,), leave-one-out."""
-        features = torch.empty(len(places), self.context + 1, self.vocab_size, device=places.device)
-        slots = torch.empty(len(places), self.context + 1, dtype=torch.int64, device=places.device)
-        for start in range(0, len(places), 4096):
-            part = slice(start, start + 4096)
-            for j, log_p, bucket in self.judged_by_each(self.corpus[places[part]][:, None], places[part]):
-                features[part, j], slots[part, j] = log_p, bucket
-        return features, slots
+    def experts(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """What each context thinks, and how well it is known: counts (N, J, V) → log p_j (N, J, V), (N, 2 J)."""
+        total = counts.sum(-1, keepdim=True)
+        kinds = (counts > 0).sum(-1, keepdim=True).float()
+        spread = BACKOFF * kinds
+        p = torch.empty_like(counts)
+        for j, shorter in enumerate(self.contexts.fallbacks):
+            base = p[:, shorter] if shorter >= 0 else self.unigram
+            mixed = torch.addcmul(counts[:, j], spread[:, j], base) / (total + spread)[:, j].clamp_min(1)
+            p[:, j] = torch.where(total[:, j] > 0, mixed, base)
+        return p.log_(), torch.cat((total, kinds), 1)[..., 0].log1p()
 
 
-def buckets(totals: Tensor, kinds: Tensor) -> Tensor:
-    """The bucket (N,) of contexts seen `totals` times and followed by `kinds` different tokens (N,)."""
-    by_total = torch.where(totals > 0, totals.clamp_min(1).log2().ceil() + 1, 0.0).clamp_max(TOTALS - 1)
-    by_kinds = (kinds > 1).float() + (kinds > 3) + (kinds > 8)
-    return (by_total * KINDS + by_kinds).long()
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that make up range(count)."""
+    return (slice(i, i + max(1, size)) for i in range(0, count, max(1, size)))
+
+
+@torch.no_grad()
+def held_out(critic: MixedCritic, keys: Tensor, entry_of: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of FIT_BLOCKS stretches of the corpus, each judged by the counts of all the rest.
+
+    keys (L − 1, J) and entry_of (J, L − 1) are of all positions. Returns log p_j (n, J, V) float16, what is known of
+    the contexts (n, 2 J), and gold (n,).
+    """
+    length, (experts, vocab_size) = len(keys), (keys.shape[1], critic.vocab_size)
+    each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // FIT_BLOCKS)
+    draw, found = torch.Generator().manual_seed(0), []
+    for block in range(FIT_BLOCKS):
+        middle = int((block + 0.5) * length / FIT_BLOCKS)
+        start, stop = middle - length // (4 * FIT_BLOCKS), middle + length // (4 * FIT_BLOCKS) + 1
+        start, stop = max(0, start), min(length, stop)
+        taken = entry_of[:, start:stop]
+        gone = np.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
+        rest = critic.counts._replace(counts=critic.counts.counts - torch.from_numpy(gone))
+        places = start + torch.randperm(stop - start, generator=draw)[:each]
+        for part in _chunks(len(places), CHUNK_ENTRIES // (experts * vocab_size)):
+            here = places[part]
+            log_p, known = critic.experts(rest.after(rest.find(keys[here]), vocab_size))
+            found.append((log_p.half(), known, critic.corpus[here + 1]))
+    log_p, known, gold = map(torch.cat, zip(*found, strict=True))
+    return log_p, known, gold
+
+
+def fit(critic: MixedCritic, keys: Tensor, entry_of: np.ndarray) -> None:
+    """Teach the critic's weigher what its experts are worth on held-out stretches, from a fixed seed."""
+    log_p, known, gold = held_out(critic, keys, entry_of)
+    draw, weigher = torch.Generator().manual_seed(1), critic.weigher
+    weigher.reset(known, draw)
+    batch = max(1, min(FIT_BATCH, FIT_BATCH_ENTRIES // log_p[0].numel()))
+    optimizer = torch.optim.AdamW(weigher.parameters(), lr=FIT_RATE, weight_decay=FIT_DECAY)
+    with torch.enable_grad():
+        for step in range(FIT_STEPS):
+            optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
+            pick = torch.randint(len(gold), (batch,), generator=draw)
+            loss = nn.functional.cross_entropy(weigher.scores(log_p[pick].float(), known[pick]), gold[pick])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()

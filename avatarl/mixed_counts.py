@@ -1,9 +1,7 @@
-"""Counts of every context for the mixed critic: what followed it, how often, and how much of it is discounted.
+"""What followed every context of the mixed critic, and how often: one table for all kinds of context.
 
-One table holds the trie of ngram_counts.py. A *row* is a context: UNSEEN (what the text lacks), ROOT (the empty
-context), then one row for every entry, which is the context of the next length (ngram_counts.py).
-
-Shapes: N positions, V vocabulary, R rows, E entries.
+A *row* is a context, given by its key (mixed_contexts.py); row 0 is what the text lacks. Its *entries* are the tokens
+that followed it. Shapes: L tokens, J kinds of context, N positions, V vocabulary, R rows, E entries.
 """
 
 from typing import NamedTuple
@@ -12,117 +10,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avatarl.ngram_counts import count_levels
 from avatarl.ngram_index import KeyIndex, look_up
 
-MAX_VOCABULARY = 4096
-DENSE_ELEMENTS = 2**20  # masses kept as rows of V as well: those of the short contexts, which have many entries
-UNSEEN, ROOT, FIRST = range(3)
+UNSEEN = 0
 
 
-class CountTable(NamedTuple):
-    """Entries row by row, a row's by token."""
+class ContextCounts(NamedTuple):
+    """Entries row by row."""
 
-    totals: Tensor  # (R,) float32, C: tokens that followed
-    kinds: Tensor  # (R,) float32, U: different ones
-    held: Tensor  # (R,) float32, what the discounts take of C
+    rows: KeyIndex  # row − 1 of every key
     starts: Tensor  # (R + 1,) int64, first entry of each row
-    tokens: Tensor  # (E,) int64
+    tokens: Tensor  # (E,) int32
     counts: Tensor  # (E,) float32
-    mass: Tensor  # (E,) float32, count − discount
-    entries: KeyIndex  # of the keys row · (V + 1) + token
-    discounts: Tensor  # (J, 4): for a count of 0, 1, 2, more; by length
-    dense: Tensor  # (S, V) mass in the rows before S
-    dense_lengths: int  # contexts shorter than this lie in `dense`
 
     @staticmethod
-    def build(corpus: np.ndarray, vocab_size: int, longest: int) -> "CountTable":
-        """Count contexts of 0 to `longest` tokens in corpus (L,)."""
-        nothing: np.ndarray = np.zeros(1)  # what follows UNSEEN
-        totals, kinds, held, starts = ([nothing] for _ in range(4))
-        tokens, counts, mass, keys, discounts = [], [], [], [], []
-        row_of_context, first, dense_rows, dense_lengths = np.full(1, ROOT), 0, FIRST, 0
-        for length, level in enumerate(count_levels(corpus, vocab_size, longest)):
-            some = level.counts > 0  # the unigram's level lists all tokens
-            d = discounts_of(level.counts)
-            taken = d[np.minimum(level.counts, 3)]
-            totals.append(level.totals)
-            kinds.append(level.kinds)
-            held.append(np.bincount(level.parents, taken, len(level.totals)))
-            starts.append(first + np.searchsorted(level.parents, np.arange(len(level.totals))))
-            tokens.append(level.keys % vocab_size)
-            counts.append(level.counts)
-            mass.append(np.where(some, level.counts - taken, 0))
-            keys.append(row_of_context[level.parents] * (vocab_size + 1) + tokens[-1])
-            discounts.append(d)
-            if row_of_context[-1] < DENSE_ELEMENTS // vocab_size:
-                dense_rows, dense_lengths = int(row_of_context[-1]) + 1, length + 1
-            row_of_context = FIRST + first + np.arange(len(level.keys))
-            first += len(level.keys)
-        missing = FIRST + first - sum(map(len, totals))  # the longest entries are rows without entries
-        key, all_tokens, all_mass = np.concatenate(keys), np.concatenate(tokens), np.concatenate(mass)
-        dense = np.zeros((dense_rows, vocab_size), np.float32)
-        row = key // (vocab_size + 1)
-        shallow = row < dense_rows
-        dense[row[shallow], all_tokens[shallow]] = all_mass[shallow]
-        by_row = [_floats([*part, np.zeros(missing)]) for part in (totals, kinds, held)]
-        return CountTable(
-            totals=by_row[0],
-            kinds=by_row[1],
-            held=by_row[2],
-            starts=torch.from_numpy(np.concatenate([*starts, np.full(missing + 1, first)]).astype(np.int64)),
-            tokens=torch.from_numpy(all_tokens),
-            counts=_floats(counts),
-            mass=_floats([all_mass]),
-            entries=KeyIndex.build(key),
-            discounts=_floats([np.stack(discounts)]),
-            dense=torch.from_numpy(dense),
-            dense_lengths=dense_lengths,
+    def build(keys: np.ndarray, following: np.ndarray, vocab_size: int) -> tuple["ContextCounts", np.ndarray]:
+        """Count what follows contexts: keys (J, L) int64, no two kinds sharing one, and tokens (L,).
+
+        Returns the table, and the entry that each place counts in: (J, L) int32, −1 where the key is negative.
+        """
+        row_keys, starts, tokens, counts = [], [np.zeros(1, np.int64)], [], []
+        entry_of: np.ndarray = np.full(keys.shape, -1, np.int32)
+        first = 0
+        for j, kind in enumerate(keys):
+            known = kind >= 0
+            contexts, row = np.unique(kind[known], return_inverse=True)
+            pair = row * vocab_size + following[known]
+            entries, entry, often = np.unique(pair, return_inverse=True, return_counts=True)
+            row_keys.append(contexts)
+            starts.append(first + np.searchsorted(entries, np.arange(len(contexts)) * vocab_size))
+            tokens.append(entries % vocab_size)
+            counts.append(often)
+            entry_of[j, known] = first + entry
+            first += len(entries)
+        starts.append(np.full(1, first))
+        table = ContextCounts(
+            rows=KeyIndex.build(np.concatenate(row_keys)),
+            starts=torch.from_numpy(np.concatenate(starts)),
+            tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int32)),
+            counts=torch.from_numpy(np.concatenate(counts).astype(np.float32)),
         )
+        return table, entry_of
 
-    def to(self, device: torch.device | str) -> "CountTable":
+    def to(self, device: torch.device | str) -> "ContextCounts":
         """The same on `device`."""
-        return CountTable(*(x if isinstance(x, int) else x.to(device) for x in self))  # type: ignore[arg-type]
+        return ContextCounts(*(part.to(device) for part in self))  # type: ignore[arg-type]
 
-    def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """The rows of the contexts `rows` with `tokens` (V: none) after them, or UNSEEN: int64, same shape."""
-        place, found = self.entries.find(rows * (self.dense.shape[1] + 1) + tokens)
-        return torch.where(found, place + FIRST, UNSEEN).long()
+    def find(self, keys: Tensor) -> Tensor:
+        """The row of every key, of any shape: int64."""
+        place, found = self.rows.find(keys)
+        return torch.where(found, place + 1, UNSEEN).long()
 
-    def count_of(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """How often each of `tokens` (N,) followed the context in its row (N,): float32."""
-        place, found = self.entries.find(rows * (self.dense.shape[1] + 1) + tokens)
-        return look_up(self.counts, place) * found
-
-    def discount(self, length: int, counts: Tensor) -> Tensor:
-        """What is taken of `counts` (N,) after contexts of `length` tokens: (N,)."""
-        return self.discounts[length][counts.clamp_max(3).long()]
-
-    def add_mass(self, p: Tensor, rows: Tensor, scale: Tensor, length: int) -> None:
-        """p (N, V) += scale (N,) · mass of every token in rows (N,), contexts of `length` tokens, in place."""
-        if length < self.dense_lengths:
-            p.addcmul_(self.dense.index_select(0, rows), scale[:, None])
-            return
-        start = look_up(self.starts, rows)
-        many = look_up(self.starts, rows + 1) - start
-        n = torch.repeat_interleave(many)  # which position each of the entries belongs to
-        entry = torch.arange(len(n), device=p.device) + (start - many.cumsum(0) + many)[n]
-        place = n * p.shape[1] + look_up(self.tokens, entry)
-        p.view(-1).index_add_(0, place, look_up(self.mass, entry) * scale[n])
-
-
-def discounts_of(counts: np.ndarray) -> np.ndarray:
-    """What is taken of a count of 0, 1, 2 and more: (4,), from how many of the entries (E,) occur once to four times.
-
-    Chen and Goodman (1998), equation 17; 0.5, 1, 1.5 of small texts that lack one of these counts.
-    """
-    n1, n2, n3, n4 = (float((counts == c).sum()) for c in (1, 2, 3, 4))
-    if not (n1 and n2 and n3 and n4):
-        return np.array([0, 0.5, 1.0, 1.5])
-    y = n1 / (n1 + 2 * n2)
-    estimates = [c - (c + 1) * y * after / n for c, n, after in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
-    return np.array([0, *np.clip(estimates, 0.1, (0.95, 1.9, 2.85))])
-
-
-def _floats(parts: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+    def after(self, rows: Tensor, vocab_size: int) -> Tensor:
+        """How often every token followed the contexts in rows (N, J): (N, J, V) float32."""
+        flat = rows.flatten()
+        start = look_up(self.starts, flat)
+        many = look_up(self.starts, flat + 1) - start
+        n = torch.repeat_interleave(many)  # which context each of the entries belongs to
+        entry = torch.arange(len(n), device=flat.device) + (start - many.cumsum(0) + many)[n]
+        counts = torch.zeros(len(flat) * vocab_size, device=flat.device)
+        counts[n * vocab_size + look_up(self.tokens, entry)] = look_up(self.counts, entry)  # all places differ
+        return counts.view(*rows.shape, vocab_size)

@@ -119,7 +119,7 @@ def trainer(
     """A run of `config` that has not begun, judged by the model `frozen` or by a `cache` where it is to be."""
     student = new_model(config.model, dataset.tokenizer.vocab_size, config.run.seed, hardware)
     critics = [] if frozen is None else [frozen]
-    objective = build_objective(student, config, dataset.train, critics, hardware.autocast, cache)
+    objective = build_objective(student, config, dataset.train, critics, hardware.autocast, cache, dataset.strings)
     optimizers = build_optimizers(objective, config.optim, hardware.dtype)
     recorder = Recorder(conditions.scratch, first=False, steps=config.train.steps, start=0)
     return Trainer(

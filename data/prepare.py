@@ -50,6 +50,12 @@ class Dataset:
     val_bytes: int
     """UTF-8 bytes of the validation text, for bits per byte."""
 
+    @property
+    def strings(self) -> list[str]:
+        """What every token stands for, where tokens are characters: (V,); else empty."""
+        tokenizer = self.tokenizer
+        return [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)] if tokenizer.kind == "char" else []
+
 
 def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
     """Corpus, split and tokens as `config` says, with `tokenizer` where one is given (resume, evaluation).

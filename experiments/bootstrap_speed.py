@@ -36,7 +36,7 @@ from experiments.arms import ROOT
 from experiments.study import stamp
 from experiments.tables import machine
 from files import write_atomic, write_json
-from one_run import characters_of, make_objective
+from one_run import make_objective
 from train_core import Job, learn
 from training.distributed import World
 from training.hardware import Hardware, choose, synchronise
@@ -133,7 +133,7 @@ class Timed:
 def time_statistics(settings: Settings, dataset: Dataset) -> dict[str, float]:
     """Median seconds that each of the statistics takes, on the CPU, from the whole training text."""
     text, vocab_size, best = dataset.train, dataset.tokenizer.vocab_size, preset("bootstrap-best").bootstrap
-    characters = characters_of(dataset) or []
+    characters = dataset.strings
     tables, shares = NgramTables.build(text, vocab_size), best.order_weights
     found = {}
     with tempfile.TemporaryDirectory() as name:

@@ -5,9 +5,9 @@
     python -m experiments.judges --tokenizer bpe --corpus TRAIN.txt --val-corpus VALID.txt
 
 Absolute discounting (--critic.kind ngram), the mixed critic (mixed) and the suffix array's (suffix) for several context
-lengths; of the mixed critic also its longest expert alone, which is interpolation with three discounts. Then where
-they are too sure of themselves: the trust that --method.critic-trust known gives them (avatarl/trust.py). Writes
-results/judges/table.md. A judge that knows more is not yet a better teacher: experiments/compare.py says that.
+lengths; the mixed critic with and without words and lines, where tokens are characters. Then where they are too sure
+of themselves: the trust that --method.critic-trust known gives them (avatarl/trust.py). Writes results/judges/table.md.
+A judge that knows more is not yet a better teacher: experiments/compare.py says that.
 """
 
 import time
@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avatarl.mixed import MixedCritic
-from avatarl.mixed_counts import MAX_VOCABULARY
+from avatarl.mixed import MAX_VOCABULARY, MixedCritic
 from avatarl.ngram import NgramCritic
 from avatarl.suffixes import SuffixCritic
 from avatarl.trust import BUCKETS, FEWEST, Trust, fit_trust
@@ -59,7 +58,7 @@ class Settings:
     """Judge the first so many validation tokens; 0: all."""
     ngram_contexts: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     """Longest contexts of absolute discounting, in tokens."""
-    mixed_contexts: tuple[int, ...] = (4, 6, 8, 10)
+    mixed_contexts: tuple[int, ...] = (4, 6, 8)
     """Longest contexts of the mixed critic."""
     suffix_contexts: tuple[int, ...] = (4, 8, 16, 32)
     """Longest contexts of the suffix array's critic."""
@@ -132,9 +131,10 @@ def judged(settings: Settings, dataset: Dataset) -> list[Judged]:
         plain, seconds = timed(NgramCritic, train, vocab_size, context=context)
         add(f"absolute discounting, {context}", plain, context, seconds)
     for context in settings.mixed_contexts if vocab_size <= MAX_VOCABULARY else ():
-        mixed, seconds = timed(MixedCritic, train, vocab_size, context=context)
-        add(f"three discounts, {context}", mixed, context, seconds, partial(longest_expert, mixed))
-        add(f"mixed, 0 to {context}", mixed, context, seconds)
+        for kinds, strings in (("tokens", []), ("tokens, words and lines", dataset.strings)):
+            if strings or kinds == "tokens":
+                mixed, seconds = timed(MixedCritic, train, vocab_size, context=context, strings=strings)
+                add(f"mixed, up to {context} {kinds}", mixed, mixed.reach, seconds)
     for context in settings.suffix_contexts:
         chain, seconds = timed(SuffixCritic, train, vocab_size, max_context=context)
         add(f"suffix array, up to {context}", chain, context, seconds)
@@ -150,11 +150,6 @@ def timed(build: Callable[..., Built], *given: Any, **named: Any) -> tuple[Built
 def whole(critic: Counting, tokens: Tensor, positions: Tensor | None) -> Tensor:
     """All log-probabilities (N, V) of a judge."""
     return critic.opinion(tokens, positions).full()
-
-
-def longest_expert(critic: MixedCritic, tokens: Tensor, positions: Tensor | None) -> Tensor:
-    """log p_n (N, V) of the mixed critic's longest context alone."""
-    return [log_p for _, log_p, _ in critic.judged_by_each(tokens, positions)][-1]
 
 
 def trusts(rows: Sequence[Judged]) -> list[str]:

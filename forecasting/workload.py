@@ -232,7 +232,7 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
 def mixed_bytes(tokens: int, vocab_size: int) -> float:
     """What a mixed critic of `tokens` tokens holds, about: its table, and what it remembers of every position.
 
-    Some two entries a token of English by characters, of 80 bytes with their rows and their index.
+    Some three entries a token of English by characters, of 45 bytes each with rows and index, and the fit's own.
     """
     remembered = 2.0 * tokens * vocab_size
     return 160.0 * tokens + (remembered if remembered <= MEMORY_BYTES else 0.0)

@@ -124,7 +124,7 @@ def judge_of(settings: SurgeryConfig, config: Config, dataset: Dataset, hardware
             dataset.train, vocab_size, context=c.ngram_context, discount=c.ngram_discount, device=device
         )
     elif settings.judge == "mixed":
-        critic = MixedCritic(dataset.train, vocab_size, context=c.mixed_context, device=device)
+        critic = MixedCritic(dataset.train, vocab_size, context=c.mixed_context, strings=dataset.strings, device=device)
     else:
         folder = Path(settings.judge_run)
         check_judge(folder, config, dataset)

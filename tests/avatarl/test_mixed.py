@@ -1,7 +1,6 @@
-"""The mixed critic against counting by hand, against itself, and against the plain n-gram on real text."""
+"""The mixed critic against counting by hand, against itself, and against other counts on real text."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,93 +8,160 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avatarl import mixed, mixed_counts
-from avatarl.mixed import Gates, MixedCritic, buckets
-from avatarl.mixed_counts import CountTable
-from avatarl.ngram import NgramCritic
+from avatarl import mixed
+from avatarl.mixed import MixedCritic, held_out
+from avatarl.mixed_contexts import NOTHING, Contexts
+from avatarl.mixed_counts import ContextCounts
+from avatarl.suffixes import SuffixCritic
 from config import ConfigError
+from tests.avatarl.mixed_oracle import Oracle, looked_at
 from tests.avatarl.test_ngram import cases
 
 V = 5
+STRINGS = ["a", "A", "b", " ", "\n"]
 CORPUS = np.random.default_rng(0).integers(0, V, 300)
 CORPUS[150:200] = CORPUS[20:70]  # something to remember
 
 
+def quick(corpus: object, vocab_size: int, context: int, strings: list[str], seed: int = 0) -> MixedCritic:
+    """A critic whose network was drawn instead of fitted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixed, "fit", lambda *_: None)
+        critic = MixedCritic(np.array(corpus), vocab_size, context=context, strings=strings)
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in critic.weigher.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw) / 3
+    return critic
+
+
 @pytest.fixture(scope="module")
 def critic() -> MixedCritic:
-    """A critic of a small corpus, with gates that were fitted."""
-    return MixedCritic(CORPUS, V, context=3)
+    """A critic of a small corpus, with a network that was fitted."""
+    return MixedCritic(CORPUS, V, context=3, strings=STRINGS)
 
 
-def interpolated(critic, corpus, history, left_out):
-    """[p_0, p_1, …] (V floats each) after `history`, by counting; `left_out`: index of an occurrence to skip."""
-    p, found = [1 / critic.vocab_size] * critic.vocab_size, []
-    for n in range(critic.context + 1):
-        if n <= len(history):
-            context = history[len(history) - n :]
-            counts = Counter(corpus[i] for i in range(n, len(corpus)) if corpus[i - n : i] == context and i != left_out)
-            discount = [critic.table.discounts[n][min(counts[w], 3)].item() for w in range(critic.vocab_size)]
-            total = sum(counts.values())
-            if total:
-                held = sum(discount)
-                p = [(max(counts[w] - discount[w], 0) + held * p[w]) / total for w in range(critic.vocab_size)]
-            found.append((p, total, len(counts)))
-        else:
-            found.append((p, 0, 0))
-    return found
-
-
-def by_hand(critic, corpus, history, left_out):
-    """log p (V,) after `history` from the formula of mixed.py."""
-    score = critic.gates.bias.clone()
-    for n, (p, total, kinds) in enumerate(interpolated(critic, corpus, history, left_out)):
-        slot = int(buckets(torch.tensor([float(total)]), torch.tensor([float(kinds)])))
-        score += critic.gates.weights[critic.context - n][slot] * torch.tensor(p).clamp_min(mixed.SMALLEST).log()
-    return score.log_softmax(-1)
-
-
-@pytest.mark.parametrize("dense_elements", [0, mixed_counts.DENSE_ELEMENTS])
-@settings(deadline=None, max_examples=25)
-@given(case=cases(), known=st.booleans(), seed=st.integers(0, 99))
-def test_opinion_is_the_formula(dense_elements, case, known, seed):
-    """Catches a wrong count, discount, bucket or left-out token, and a context cut at the window's first token."""
+@settings(deadline=None, max_examples=40)
+@given(case=cases(), known=st.booleans(), words=st.booleans(), seed=st.integers(0, 99))
+def test_opinion_is_the_formula(case, known, words, seed):
+    """Catches a wrong count, fallback or left-out token, and a context cut at the window's first token."""
     corpus, vocab_size, context, tokens, positions = case
     context = max(context, 1)
     if len(corpus) < context + 2:
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixed_counts, "DENSE_ELEMENTS", dense_elements)
-        patch.setattr(MixedCritic, "_fit", lambda self: None)
-        critic = MixedCritic(np.array(corpus), vocab_size, context=context)
-        draw = torch.Generator().manual_seed(seed)
-        weights = torch.rand(context + 1, mixed.TOTALS * mixed.KINDS, generator=draw)
-        critic.gates = Gates(weights, torch.randn(vocab_size, generator=draw))
-        found = critic.opinion(tokens, positions if known else None).full()
-    expected = []
+    strings = [*STRINGS, "'", "C", "c", "-", "B", "d", "e"][:vocab_size] if words and vocab_size <= 12 else []
+    critic = quick(corpus, vocab_size, context, strings, seed)
+    found = critic.opinion(tokens, positions if known else None).full()
+    oracle, expected = Oracle(critic, list(corpus), strings), []
     for place, window in zip(positions.tolist(), tokens.tolist(), strict=True):
         for t in range(len(window)):
             history = ([*corpus[:place]] if known else []) + window[: t + 1]
-            left_out = place + t + 1 if known else None
-            expected.append(by_hand(critic, corpus, history, left_out))
+            expected.append(oracle.log_probs(history, place + t + 1 if known else None))
     torch.testing.assert_close(found, torch.stack(expected), atol=2e-4, rtol=1e-4)
+
+
+def test_after_is_what_stands_alone(critic):
+    """Catches a writer that is told of other contexts than the judge, or less than its reach."""
+    oracle, context = Oracle(critic, CORPUS.tolist(), STRINGS), torch.tensor(CORPUS[100 : 100 + critic.reach])
+    torch.testing.assert_close(critic.after(context[None]).full()[0], oracle.log_probs(context.tolist()))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_keys_tell_apart_what_contexts_look_at(data):
+    """Catches two contexts that share a key, one context with two, and what lies beyond reach but is looked at."""
+    strings = ["a", "A", "b", "'", " ", ".", "\n"]
+    contexts = Contexts(len(strings), 3, strings if data.draw(st.booleans()) else [])
+    length = data.draw(st.sampled_from([3, 12, 80, 150]))
+    stream = torch.tensor([data.draw(st.lists(st.integers(0, 6), min_size=length, max_size=length)) for _ in range(2)])
+    first = torch.tensor([0, data.draw(st.integers(0, 2))])
+    keys = contexts.keys(stream, first)
+    assert torch.equal(contexts.keys(stream, first, 2), keys[:, -2:])
+    seen: dict[tuple[int, object], int] = {}
+    spelled = strings if len(contexts.names) > 4 else []
+    for b, text in enumerate(stream.tolist()):
+        for t in range(int(first[b]), length):
+            views = looked_at(text[int(first[b]) : t + 1], 3, spelled, contexts.reach)
+            for j, (view, key) in enumerate(zip(views, keys[b, t].tolist(), strict=True)):
+                assert (view is None) == (key == NOTHING)
+                assert view is None or seen.setdefault((j, view), key) == key
+    assert len(set(seen.values())) == len(seen) and all(0 <= key < 2**63 for key in seen.values())
+
+
+def test_kinds_of_context_are_those_of_the_vocabulary():
+    """Catches words in a vocabulary of word pieces, and a fallback that is longer than what falls back."""
+    assert Contexts(3, 2, ["a", "b", "th"]).names == Contexts(3, 2).names == ("last 1", "last 2", "gap")
+    for longest in range(1, 8):
+        contexts = Contexts(V, longest, STRINGS)
+        assert len(contexts.names) == len(contexts.fallbacks) == longest + 6
+        assert all(shorter < j for j, shorter in enumerate(contexts.fallbacks))
+        assert max(contexts.fallbacks) < longest
 
 
 def test_leaving_out_is_an_option():
     """Catches a switch that is ignored: with its own occurrence a critic repeats gold."""
-    critics = {keep: MixedCritic(CORPUS, V, context=3, leave_one_out=keep) for keep in (True, False)}
     tokens, positions = torch.tensor(CORPUS[40:60])[None], torch.tensor([40])
     gold = torch.tensor(CORPUS[41:61])[:, None]
     ce = {}
-    for keep, critic in critics.items():
-        critic.gates = Gates(torch.zeros_like(critic.gates.weights), torch.zeros(V))
-        critic.gates.weights[0] = 1.0  # the longest context alone speaks
+    for keep in (True, False):
+        critic = quick(CORPUS, V, 3, STRINGS)
+        critic.leave_one_out = keep
+        for parameter in critic.weigher.parameters():
+            parameter.data.zero_()
+        critic.weigher.outer.bias[2] = 1.0  # the last three tokens alone speak
         ce[keep] = -critic.opinion(tokens, positions).log_probs(gold).mean()
     assert ce[False] < ce[True] - 0.1
 
 
+@pytest.mark.parametrize("strings", [[], STRINGS], ids=["tokens", "characters"])
+def test_the_network_learns_from_what_the_rest_says(strings):
+    """Catches counts of the held-out stretch itself, whose long contexts would then always be right."""
+    critic = quick(CORPUS, V, 2, strings)
+    keys = critic.contexts.keys(torch.from_numpy(CORPUS)[None, :-1])[0]
+    _, entry_of = ContextCounts.build(keys.T.contiguous().numpy(), CORPUS[1:], V)
+    log_p, known, gold = held_out(critic, keys, entry_of)
+    oracle, expected = Oracle(critic, CORPUS.tolist(), strings), []
+    length = len(CORPUS) - 1
+    for block in range(mixed.FIT_BLOCKS):
+        middle, half = int((block + 0.5) * length / mixed.FIT_BLOCKS), length // (4 * mixed.FIT_BLOCKS)
+        places = range(middle - half + 1, middle + half + 2)  # of the tokens to foretell
+        for place in places:
+            own_log_p, own_known = oracle.experts(oracle.views[place - 1], places)
+            expected.append([CORPUS[place], *own_known.tolist(), *own_log_p.flatten().tolist()])
+    found = torch.cat((gold[:, None], known, log_p.flatten(1)), 1).tolist()
+    assert len(found) == len(expected)
+    torch.testing.assert_close(torch.tensor(ordered(found)), torch.tensor(ordered(expected)), atol=6e-3, rtol=2e-3)
+
+
+def ordered(rows: list[list[float]]) -> list[list[float]]:
+    """Rows in an order that rounding does not change."""
+    return sorted(rows, key=lambda row: [round(x, 1) for x in row])
+
+
+def test_a_table_counts_every_place():
+    """Catches an entry that counts for another context, and places whose context cannot be told."""
+    keys = np.array([[7, 9, 7, NOTHING, 7, 9], [20, 20, 20, 21, 20, 20]])
+    following = np.array([0, 1, 2, 1, 0, 1])
+    table, entry_of = ContextCounts.build(keys, following, 3)
+    rows = table.find(torch.tensor([[7, 20], [9, 21], [NOTHING, 8]]))
+    expected = [[[2, 0, 1], [2, 2, 1]], [[0, 2, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+    assert table.after(rows, 3).tolist() == expected
+    assert entry_of[0, 3] == -1 and (np.delete(entry_of.ravel(), 3) >= 0).all()
+    for j, i in np.ndindex(entry_of.shape):
+        if entry_of[j, i] >= 0:
+            assert table.tokens[entry_of[j, i]] == following[i]
+
+
+def test_parts_of_a_batch_are_one(monkeypatch, critic):
+    """Catches a chunk that is dropped, repeated, or judged without what is left out of it."""
+    tokens, positions = torch.tensor(CORPUS[40:60]).view(2, 10), torch.tensor([40, 50])
+    whole = critic.opinion(tokens, positions).full()
+    monkeypatch.setattr(mixed, "CHUNK_ENTRIES", 3 * V * len(critic.contexts.names))
+    torch.testing.assert_close(critic.opinion(tokens, positions).full(), whole)
+
+
 def test_remembering_changes_nothing(critic):
     """Catches memory of another position, and opinions that differ between the first time and the second."""
-    remembering = MixedCritic(CORPUS, V, context=3, remember=True)
+    remembering = MixedCritic(CORPUS, V, context=3, strings=STRINGS, remember=True)
     positions = torch.tensor([0, 7, 130, 280])
     tokens = torch.stack([torch.tensor(CORPUS[p : p + 12]) for p in positions])
     fresh = critic.opinion(tokens, positions).full()
@@ -114,48 +180,26 @@ def test_a_long_text_is_not_remembered(monkeypatch):
 def test_building_twice_gives_one_critic(critic):
     """Catches a fit that draws from the global generator, so that a resumed run meets another judge."""
     torch.manual_seed(5)
-    again = MixedCritic(CORPUS, V, context=3)
-    torch.testing.assert_close(again.gates.weights, critic.gates.weights, rtol=0, atol=0)
-    torch.testing.assert_close(again.gates.bias, critic.gates.bias, rtol=0, atol=0)
+    again = MixedCritic(CORPUS, V, context=3, strings=STRINGS)
+    for one, other in zip(again.weigher.parameters(), critic.weigher.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_discounts_are_chen_and_goodmans():
-    """Catches an estimate from the wrong counts of counts."""
-    y = 8 / (8 + 2 * 4)
-    expected = np.array([0, 1 - 2 * y * 4 / 8, 2 - 3 * y * 3 / 4, 3 - 4 * y * 2 / 3])
-    counts = np.array([1] * 8 + [2] * 4 + [3] * 3 + [4] * 2)
-    np.testing.assert_allclose(mixed_counts.discounts_of(counts), expected)
-    np.testing.assert_allclose(mixed_counts.discounts_of(np.array([1, 1, 2])), np.array([0, 0.5, 1, 1.5]))
-
-
-def test_every_count_is_in_the_table():
-    """Catches a context or a count that is lost between the levels."""
-    table = CountTable.build(CORPUS, V, 2)
-    rows = torch.full((1,), mixed_counts.ROOT)
-    for token in CORPUS[10:12]:
-        rows = table.step(rows, torch.tensor([token]))
-    pair = CORPUS[10:12].tolist()
-    text = CORPUS.tolist()
-    for token in range(V):
-        count = sum(text[i : i + 3] == [*pair, token] for i in range(len(text)))
-        assert table.count_of(rows, torch.tensor([token])).item() == count
-    assert table.totals[rows].item() == sum(text[i : i + 2] == pair for i in range(len(text) - 1))
-
-
-def test_it_judges_new_text_better_than_interpolation(shakespeare):
-    """Catches gates that were not fitted, or to the wrong token."""
+def test_it_judges_new_text_better_than_a_suffix_array(shakespeare):
+    """Catches a network that was not fitted, or to the wrong token, and words and lines that say nothing."""
     characters = sorted(set(shakespeare))
-    ids = np.array([characters.index(c) for c in shakespeare[:64_000]])
-    train, held_out, vocab_size = ids[:60_000], ids[60_000:], len(characters)
-    tokens, gold = torch.tensor(held_out[:-1])[None], torch.tensor(held_out[1:])[:, None]
-    mixed_ce = -MixedCritic(train, vocab_size).opinion(tokens).log_probs(gold).mean()
-    plain = [-NgramCritic(train, vocab_size, context=n).opinion(tokens).log_probs(gold).mean() for n in (3, 4, 5)]
-    assert mixed_ce < min(plain) - 0.05
+    ids = np.array([characters.index(c) for c in shakespeare[:128_000]])
+    train, new, vocab_size = ids[:120_000], ids[120_000:], len(characters)
+    tokens, gold = torch.tensor(new[:-1])[None], torch.tensor(new[1:])[:, None]
+    with_words, without = (MixedCritic(train, vocab_size, strings=strings) for strings in (characters, []))
+    counts = SuffixCritic(train, vocab_size)
+    ours, plain, suffix = (-c.opinion(tokens).log_probs(gold).mean() for c in (with_words, without, counts))
+    assert ours < plain - 0.02 and plain < suffix - 0.02
 
 
 def test_bad_settings_are_refused():
     """Catches a vocabulary that would need gigabytes, and a text without a single context."""
-    with pytest.raises(ConfigError, match=r"critic.kind = 'mixed': .*50,257 tokens.*--critic.kind ngram"):
+    with pytest.raises(ConfigError, match=r"critic.kind = 'mixed': .*50,257 tokens.*--critic.kind suffix"):
         MixedCritic(CORPUS, 50_257)
     with pytest.raises(ConfigError, match="too few tokens"):
         MixedCritic(CORPUS[:4], V, context=3)
