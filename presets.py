@@ -20,7 +20,9 @@ MUON: Groups = {"optim": {"name": "muon", "lr": 3e-3, "muon_lr": 0.02}}
 # Soft targets that keep every action and weigh every position alike measure better than capped sparse ones.
 SMOOTH: Groups = {"method": {"sparsify": "none", "normalize": "sum", "entropy_coef": 0.0}}
 NGRAM: Groups = {"critic": {"kind": "ngram", "ngram_context": 4}}
-SUFFIX: Groups = {"critic": {"kind": "suffix"}}
+MIXED: Groups = {"critic": {"kind": "mixed"}}
+# Else what neither side proposes is starved: the sixteen likeliest characters together were too sure of themselves.
+TAIL: Groups = {"method": {"unproposed": "gold"}}
 
 # What measured best in three minutes on 2 cores: fewer layers and more tokens than the protocol, wide heads, rotary
 # positions, normalised queries and keys, and a rate that falls to nothing.
@@ -99,9 +101,9 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         },
     ),
     "protocol-avatarl": (
-        "The comparison protocol, AvataRL's arm: a suffix array as critic, its weight falling from 0.9 to 0.6",
+        "The comparison protocol, AvataRL's arm: mixed counts as critic, their weight falling from 0.9 to 0.6",
         None,
-        merge(PROTOCOL, MUON, SMOOTH, SUFFIX, fall(0.9, 0.6)),
+        merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, fall(0.9, 0.6)),
     ),
     "protocol-imagined": (
         "The protocol's model on fewer tokens: the critic writes three windows beside each of the corpus's",

@@ -30,7 +30,7 @@ class Settings(StudySettings):
 
     windows: int = 3
     """Imagined windows beside each window of the corpus."""
-    judge: Literal["ngram", "mixed", "suffix"] = "suffix"
+    judge: Literal["ngram", "mixed", "suffix"] = "mixed"
     """Who judges and writes."""
     only: tuple[str, ...] = ()
     """Only entries whose label holds one of these words, and the baseline."""
