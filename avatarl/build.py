@@ -1,6 +1,7 @@
 """From settings to an objective: the student's critic, its past or its twin, wired together."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +109,47 @@ def imagined_by(critic: Critic | None, config: Config, train: np.ndarray) -> Ima
     )
 
 
+class Judging(NamedTuple):
+    """Who judges a run: a critic, or a twin; `past` is the critic, or one of its members, that follows the student."""
+
+    critic: Critic | None = None
+    past: PastCritic | None = None
+    twin: GPT | None = None
+    flops: float | None = 0.0
+    """Of the judge's forward pass, a token; None: the objective counts its twin's."""
+
+
+def judging_of(
+    student: GPT,
+    config: Config,
+    train: np.ndarray,
+    frozen: list[GPT],
+    autocast: Autocast,
+    cache: CriticCache | None,
+    strings: Sequence[str],
+) -> Judging:
+    """Whoever `config` lets judge; arguments as of `build_objective`."""
+    c, device = config.critic, student.wte.weight.device
+    if cache is not None:
+        return Judging(CachedCritic(cache, device))
+    if c.kind == "self" and c.past == "twin":
+        twin = student.clone()
+        with torch.random.fork_rng():
+            torch.manual_seed(config.run.seed + 1)
+            twin.reset_parameters()
+        return Judging(twin=twin, flops=None)
+    past = past_critic(student, config, autocast) if "self" in c.members else None
+    judges: list[Critic] = [
+        past
+        if past is not None and kind == "self"
+        else one_critic(kind, config, train, student.vocab_size, frozen, autocast, device, strings)
+        for kind in c.members
+    ]
+    flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)
+    critic = judges[0] if len(judges) == 1 else EnsembleCritic(judges, list(c.members.values()), student.vocab_size)
+    return Judging(critic, past, flops=flops)
+
+
 def build_objective(
     student: GPT,
     config: Config,
@@ -119,54 +161,34 @@ def build_objective(
 ) -> AvataRL | CrossEntropy:
     """The objective that `config` names, on the student's device.
 
-    train: the training tokens, for the n-gram critic; frozen: the model critics, empty for other kinds; cache:
+    train: the training tokens, for critics of counts; frozen: the model critics, empty for other kinds; cache:
     what judges in their place, where given; strings (V,): what each token stands for, if known.
     Raises ConfigError when k exceeds the vocabulary or a critic does not fit.
     """
     if config.train.objective == "cross-entropy":
         return CrossEntropy(student, config.train.label_smoothing)
-    c, method, vocab_size = config.critic, config.method, student.vocab_size
+    method, vocab_size = config.method, student.vocab_size
     require(
         method.top_k <= vocab_size,
         "method.top-k",
         method.top_k,
         f"the vocabulary has only {vocab_size} tokens; use k <= {vocab_size}",
     )
-    device, members = student.wte.weight.device, c.members
-    critic: Critic | None = None
-    past = twin = None
-    critic_flops: float | None = 0.0
-    if cache is not None:
-        critic = CachedCritic(cache, device)
-    elif c.kind == "self" and c.past == "twin":
-        critic_flops = None
-        twin = student.clone()
-        with torch.random.fork_rng():
-            torch.manual_seed(config.run.seed + 1)
-            twin.reset_parameters()
-    else:
-        past = past_critic(student, config, autocast) if "self" in members else None
-        judges: list[Critic] = [
-            past
-            if past is not None and kind == "self"
-            else one_critic(kind, config, train, vocab_size, frozen, autocast, device, strings)
-            for kind in members
-        ]
-        critic_flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)
-        critic = judges[0] if len(judges) == 1 else EnsembleCritic(judges, list(members.values()), vocab_size)
+    judging = judging_of(student, config, train, frozen, autocast, cache, strings)
+    critic = judging.critic
     trust = None
     if method.critic_trust == "known":
-        assert critic is not None and past is None  # the config saw to it
-        trust = fit_trust(critic, train, vocab_size, config.model.block_size, device)
+        assert critic is not None and judging.past is None  # the config saw to it
+        trust = fit_trust(critic, train, vocab_size, config.model.block_size, student.wte.weight.device)
     return AvataRL(
         student,
         method,
         steps=config.train.steps,
         seed=config.run.seed,
         critic=critic,
-        past=past,
-        twin=twin,
-        critic_flops=critic_flops,
+        past=judging.past,
+        twin=judging.twin,
+        critic_flops=judging.flops,
         autocast=autocast,
         trust=trust,
         imagination=imagined_by(critic, config, train),

@@ -3,9 +3,10 @@
     python -m experiments.repeated                       the first tenth of the training text, 2,000 steps
     python -m experiments.repeated --size 10m --also run.device=cuda train.batch-size=32
 
-Cross-entropy against AvataRL's recipe, which takes its critic from the same share of the text. Both are tuned by the
-best validation loss along the run, one thing after the other: learning rate, dropout, weight decay. Validation is the
-whole held-out split. Writes results/repeated/: record.json, runs.jsonl, table.md and figure.svg.
+Cross-entropy against AvataRL's recipe, which takes its critic from the same share of the text; with the protocol's
+model also with windows that this critic writes, three beside each of the corpus's. All are tuned by the best validation
+loss along the run, one thing after the other: learning rate, dropout, weight decay. Validation is the whole held-out
+split. Writes results/repeated/: record.json, runs.jsonl, table.md and figure.svg.
 """
 
 import math
@@ -21,7 +22,11 @@ from experiments.study import Entry, Knob, Row, StudySettings, conduct, publish,
 from experiments.tables import CHOICE, LABEL, SECONDS, TRIED, Column, difference, gap_text, gaps, metric, page
 
 SIZES = {
-    "protocol": {"cross-entropy": "protocol-pretrain", "AvataRL": "protocol-avatarl"},
+    "protocol": {
+        "cross-entropy": "protocol-pretrain",
+        "AvataRL": "protocol-avatarl",
+        "AvataRL, imagined": "protocol-imagined",
+    },
     "10m": {"cross-entropy": "pretrain-char-gpu", "AvataRL": "avatarl-char-gpu"},
 }
 PRECISION = {"protocol": {"run.dtype": "float32"}, "10m": {}}
@@ -35,8 +40,10 @@ class Settings(StudySettings):
     """Train on this share of the training split, from its start on."""
     size: Literal["protocol", "10m"] = "protocol"
     """protocol: the protocol's 0.8 M model; 10m: the 10.65 M model with context 256."""
+    only: tuple[str, ...] = ()
+    """Only those of AvataRL's recipes with these names, and cross-entropy. Unset: all."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """Optimiser of both."""
+    """Optimiser of all."""
     every: int = 100
     """Steps between evaluations."""
     dropouts: tuple[float, ...] = (0.0, 0.2, 0.4)
@@ -47,6 +54,8 @@ class Settings(StudySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.share <= 1, "share", self.share, "use a share above 0, up to 1")
+        unknown = set(self.only) - set(SIZES[self.size])
+        require(not unknown, "only", self.only, f"use some of {', '.join(SIZES[self.size])}")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
         possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
         require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
@@ -55,7 +64,7 @@ class Settings(StudySettings):
 
 
 def entries(settings: Settings) -> list[Entry]:
-    """Both methods on the share of the text, from the same rates and without dropout."""
+    """All rivals on the share of the text, from the same rates and without dropout."""
     own = {
         **PRECISION[settings.size],
         "data.train-stop": settings.share,
@@ -67,7 +76,8 @@ def entries(settings: Settings) -> list[Entry]:
         "train.checkpoint-every": settings.every,  # so that the best evaluation has its checkpoint
     }
     presets = SIZES[settings.size]
-    return [Entry(method, name, own, baseline=method == "cross-entropy") for method, name in presets.items()]
+    made = [Entry(method, name, own, baseline=method == "cross-entropy") for method, name in presets.items()]
+    return [entry for entry in made if entry.baseline or not settings.only or entry.label in settings.only]
 
 
 def knobs(settings: Settings) -> list[Knob]:
@@ -95,14 +105,18 @@ def shown(tuned: bool) -> list[Column]:
 
 def verdict(rows: Sequence[Row]) -> list[str]:
     """The rivals' best and last losses in sentences."""
-    base, ours = rows
+    base, *others = rows
     rise = {
         row.entry.label: statistics.mean(o.final["val/ce"] - o.best["val/ce"] for o in row.outcomes) for row in rows
     }
     risen = ", ".join(f"{name} {change:+.4f}" for name, change in rise.items())
+    said = []
+    for ours in others:
+        pair = f"{ours.entry.label} − cross-entropy, nats"
+        said.append(f"- Best along the run, {pair}: {gap_text(gaps(ours, base, at='best'))}.")
+        said.append(f"- At the end, {pair}: {gap_text(gaps(ours, base))}.")
     return [
-        f"- Best along the run, AvataRL − cross-entropy, nats: {gap_text(gaps(ours, base, at='best'))}.",
-        f"- At the end, nats: {gap_text(gaps(ours, base))}.",
+        *said,
         f"- From the best to the end the loss changes by (nats, mean over seeds): {risen}.",
     ]
 

@@ -2,10 +2,11 @@
 
     python -m experiments.words                          wikitext-2 below $AVATARL_DATA or data/: train on its test.txt
     python -m experiments.words --train A.txt --val B.txt --vocabulary 2048
-    python -m experiments.words --judges suffix mixed --falls 0.9:0.6 0.8:0.1
+    python -m experiments.words --judges suffix mixed --falls 0.9:0.6 0.8:0.1 --windows 0 2
 
 The protocol's model, batches and lengths. Every judge is built from the training text alone; each is tried with every
-hand-over of the vote (the critic's weight at the first and at the last step), and all entries are tuned alike.
+hand-over of the vote (the critic's weight at the first and at the last step) and with every number of windows that it
+writes beside each of the corpus's, which cost time, but no tokens; all entries are tuned alike.
 `python -m experiments.judges --tokenizer bpe` says what the judges know by themselves. Writes results/words/:
 record.json, runs.jsonl, table.md and figure.svg.
 """
@@ -13,6 +14,7 @@ record.json, runs.jsonl, table.md and figure.svg.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from experiments.tables import page, verdicts
 
 JUDGES: dict[str, dict[str, Any]] = {
     "ngram": {"critic.kind": "ngram", "critic.ngram-context": 2},
-    "mixed": {"critic.kind": "mixed", "critic.mixed-context": 3},
+    "mixed": {"critic.kind": "mixed", "critic.mixed-context": 4},
     "suffix": {"critic.kind": "suffix"},
 }
 """Judges with the context, in tokens, that suits this little text."""
@@ -43,10 +45,12 @@ class Settings(StudySettings):
     """Text to validate on, all of it."""
     vocabulary: int = 1024
     """Tokens of the BPE, learned from the training text."""
-    judges: tuple[str, ...] = ("suffix",)
+    judges: tuple[str, ...] = ("mixed",)
     """AvataRL's critics: ngram, mixed, suffix."""
     falls: tuple[str, ...] = ("0.9:0.6", "0.8:0.1")
     """Hand-overs tried, as first:last weight of the critic; reality has the rest."""
+    windows: tuple[int, ...] = (0,)
+    """Numbers of imagined windows tried, beside each window of the corpus."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of all."""
     evaluations: int = 4
@@ -57,6 +61,8 @@ class Settings(StudySettings):
         known = len(self.judges) > 0 and set(self.judges) <= set(JUDGES)
         require(known, "judges", self.judges, f"use some of {', '.join(JUDGES)}")
         require(len(self.falls) > 0, "falls", self.falls, "name at least one, such as 0.9:0.6")
+        possible = len(self.windows) > 0 and all(count >= 0 for count in self.windows)
+        require(possible, "windows", self.windows, "use numbers from 0 on, such as 0 2")
         for fall in self.falls:
             ends(fall)
 
@@ -95,11 +101,11 @@ def entries(settings: Settings) -> list[Entry]:
     """Cross-entropy, and AvataRL with every judge and hand-over."""
     own = optimizer(settings.optimizer)
     made = [rival("cross-entropy", own)]
-    for judge in settings.judges:
-        for fall in settings.falls:
-            first, last = ends(fall)
-            label = f"AvataRL, {judge}, w_c {first:g} → {last:g}"
-            made.append(rival("AvataRL", {**own, **JUDGES[judge], **falling(first, last)}, label))
+    for judge, fall, count in product(settings.judges, settings.falls, settings.windows):
+        first, last = ends(fall)
+        label = f"AvataRL, {judge}, w_c {first:g} → {last:g}" + (f", {count} imagined" if count else "")
+        ours = {**own, **JUDGES[judge], **falling(first, last), "method.imagined-windows": count}
+        made.append(rival("AvataRL", ours, label))
     return made
 
 

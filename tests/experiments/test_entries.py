@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "sizes": (sizes, sizes.Settings()),
     "tokens": (tokens, tokens.Settings()),
     "tokens, imagined": (tokens, tokens.Settings(recipe="protocol-imagined")),
-    "words": (words, words.Settings(judges=tuple(words.JUDGES))),
+    "words": (words, words.Settings(judges=tuple(words.JUDGES), windows=(0, 2))),
 }
 STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
     name: (module.entries(settings), settings) for name, (module, settings) in SETTINGS.items()
@@ -143,6 +143,7 @@ def test_a_size_that_is_none(size):
         (repeated, {"dropouts": (1.0,)}),
         (repeated, {"decays": ()}),
         (words, {"judges": ("model",)}),
+        (words, {"windows": (-1,)}),
         (words, {"falls": ("0.9",)}),
         (words, {"falls": ("0.9:1.2",)}),
     ],
