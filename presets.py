@@ -36,7 +36,7 @@ SMALL: Groups = {
         "position": "rope",
         "qk_norm": True,
     },
-    "train": {"batch_size": 16, "steps": 1800},
+    "train": {"batch_size": 16, "steps": 2000},
     "optim": {"name": "muon", "lr": 4e-3, "muon_lr": 0.03, "beta2": 0.99, "warmup_steps": 100, "min_lr_ratio": 0.0},
     "eval": {"every": 250},
 }
@@ -85,7 +85,7 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "avatarl-char": (
         "Default on a CPU: Shakespeare by characters in a few minutes on 2 cores",
         None,
-        merge(SMALL, SMOOTH, NGRAM, fall(0.8, 0.2)),
+        merge(SMALL, SMOOTH, MIXED, TAIL, fall(0.9, 0.3)),
     ),
     "avatarl-char-gpu": (
         "Default on a GPU: the 10.65 M character model, context 256",

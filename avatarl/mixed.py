@@ -35,13 +35,14 @@ MAX_VOCABULARY = 4096
 BACKOFF = 4.0  # λ; from 1 to 12 the network makes up for it
 HIDDEN = 32
 FIT_POSITIONS = 30_000
-FIT_ENTRIES = 2**28  # log-probabilities that the fit looks at, in float16: fewer positions of large vocabularies
+FIT_ENTRIES = 2**27  # log-probabilities that the fit looks at: fewer positions of large vocabularies
 FIT_BLOCKS = 5  # stretches that are judged by the rest, each a tenth of the text
 FIT_STEPS = 800
 FIT_BATCH = 1024
 FIT_BATCH_ENTRIES = 2**21  # log-probabilities in a batch: fewer positions of large vocabularies
 FIT_RATE = 5e-3
 FIT_DECAY = 0.1
+KEYS_AT_ONCE = 2**16  # of the corpus
 CHUNK_ENTRIES = 2**23  # counts that are made at a time
 MEMORY_BYTES = 2**29
 
@@ -110,8 +111,8 @@ class MixedCritic:
         self.vocab_size, self.leave_one_out = vocab_size, leave_one_out
         self.contexts = Contexts(vocab_size, context, strings)
         self.corpus = torch.from_numpy(ids)  # (L,) int64
-        keys = self.contexts.keys(self.corpus[None, :-1])[0]  # (L − 1, J)
-        self.counts, entry_of = ContextCounts.build(keys.T.contiguous().numpy(), ids[1:], vocab_size)
+        keys = self._keys_of_corpus()
+        self.counts, entry_of = ContextCounts.build(keys, self.corpus[1:])
         shares = np.bincount(ids, minlength=vocab_size) + 1.0
         self.unigram = torch.from_numpy(shares / shares.sum()).float().to(device)  # where no context was seen
         self.weigher = Weigher(len(self.contexts.names), vocab_size)
@@ -146,6 +147,15 @@ class MixedCritic:
     def after(self, context: Tensor) -> DenseOpinion:
         """What follows each of contexts (N, C), nothing left out."""
         return DenseOpinion(self._judge(self.contexts.keys(context, last=1)[:, 0]))
+
+    def _keys_of_corpus(self) -> Tensor:
+        """Keys of what stands before every token but the first: (L − 1, J) int64."""
+        text, back = self.corpus[None, :-1], self.reach
+        parts = []
+        for here in _chunks(text.shape[1], KEYS_AT_ONCE):
+            begin = max(0, here.start - back)
+            parts.append(self.contexts.keys(text[:, begin : here.stop])[0, here.start - begin :])
+        return torch.cat(parts)
 
     def _recall(self, places: Tensor) -> Tensor:
         """Log-probabilities (n, V) of what follows the corpus's tokens at `places` (n,), remembered or made now."""
@@ -208,10 +218,10 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def held_out(critic: MixedCritic, keys: Tensor, entry_of: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of FIT_BLOCKS stretches of the corpus, each judged by the counts of all the rest.
 
-    keys (L − 1, J) and entry_of (J, L − 1) are of all positions. Returns log p_j (n, J, V) float16, what is known of
+    keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V), what is known of
     the contexts (n, 2 J), and gold (n,).
     """
     length, (experts, vocab_size) = len(keys), (keys.shape[1], critic.vocab_size)
@@ -221,19 +231,19 @@ def held_out(critic: MixedCritic, keys: Tensor, entry_of: np.ndarray) -> tuple[T
         middle = int((block + 0.5) * length / FIT_BLOCKS)
         start, stop = middle - length // (4 * FIT_BLOCKS), middle + length // (4 * FIT_BLOCKS) + 1
         start, stop = max(0, start), min(length, stop)
-        taken = entry_of[:, start:stop]
-        gone = np.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
-        rest = critic.counts._replace(counts=critic.counts.counts - torch.from_numpy(gone))
+        taken = entry_of[start:stop]
+        gone = torch.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
+        rest = critic.counts._replace(counts=critic.counts.counts - gone)
         places = start + torch.randperm(stop - start, generator=draw)[:each]
         for part in _chunks(len(places), CHUNK_ENTRIES // (experts * vocab_size)):
             here = places[part]
             log_p, known = critic.experts(rest.after(rest.find(keys[here]), vocab_size))
-            found.append((log_p.half(), known, critic.corpus[here + 1]))
+            found.append((log_p, known, critic.corpus[here + 1]))
     log_p, known, gold = map(torch.cat, zip(*found, strict=True))
     return log_p, known, gold
 
 
-def fit(critic: MixedCritic, keys: Tensor, entry_of: np.ndarray) -> None:
+def fit(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> None:
     """Teach the critic's weigher what its experts are worth on held-out stretches, from a fixed seed."""
     log_p, known, gold = held_out(critic, keys, entry_of)
     draw, weigher = torch.Generator().manual_seed(1), critic.weigher
@@ -244,7 +254,7 @@ def fit(critic: MixedCritic, keys: Tensor, entry_of: np.ndarray) -> None:
         for step in range(FIT_STEPS):
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
             pick = torch.randint(len(gold), (batch,), generator=draw)
-            loss = nn.functional.cross_entropy(weigher.scores(log_p[pick].float(), known[pick]), gold[pick])
+            loss = nn.functional.cross_entropy(weigher.scores(log_p.index_select(0, pick), known[pick]), gold[pick])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -3,7 +3,7 @@
     contexts = Contexts(vocab_size, longest=6, strings=["\\n", " ", "!", …])
     keys = contexts.keys(stream)            # (B, S) int64 -> (B, S, J) int64, of what ends with each token
 
-A context is a key: a hash of what it looks at, in [0, 2^63). The J kinds are the last 1, 2, … `longest` tokens; the
+A context is a key: a hash of what it looks at, in [0, 2^KEY_BITS). The J kinds are the last 1, 2, … `longest` tokens; the
 four before the last one; and, where every token is a character, the letters of the current word (of what stands
 between words, the last two characters) alone and with the word before it, the two words before it, or only the
 second of these, small and capital letters alike; and how far the line has come, with the last two characters. Such
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 REACH = 64
+KEY_BITS = 51  # so that a key and a token of up to 4,096 fit into one number
 LINE_STEP = 4  # columns of a line that count as one
 BASE = 0x5851F42D4C957F2D  # odd
 INVERSE = pow(BASE, -1, 2**64)
 SPREAD = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
-NOTHING = -2  # the key of a context that cannot be told (−1 is what an index keeps in free slots)
+NOTHING = -1  # the key of a context that cannot be told
 
 
 class Contexts:
@@ -142,6 +143,6 @@ def _signed(number: int) -> int:
 
 
 def _finish(key: Tensor) -> Tensor:
-    """Spread what differs over all bits; a number in [0, 2^63)."""
+    """Spread what differs over all bits; a number in [0, 2^KEY_BITS)."""
     key = (key ^ (key >> 29)) * SPREAD
-    return (key ^ (key >> 32)) & (2**63 - 1)
+    return (key ^ (key >> 32)) & (2**KEY_BITS - 1)

@@ -1,65 +1,76 @@
 """What followed every context of the mixed critic, and how often: one table for all kinds of context.
 
 A *row* is a context, given by its key (mixed_contexts.py); row 0 is what the text lacks. Its *entries* are the tokens
-that followed it. Shapes: L tokens, J kinds of context, N positions, V vocabulary, R rows, E entries.
+that followed it. Keys are hashes, so sorted keys lie evenly: the highest bits of a key say where to look for it, and
+few others are there. Shapes: L tokens, J kinds of context, N positions, V vocabulary, R rows, E entries.
 """
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from avatarl.ngram_index import KeyIndex, look_up
+from avatarl.mixed_contexts import KEY_BITS
+from avatarl.ngram_index import look_up
 
 UNSEEN = 0
+TOKEN_BITS = 63 - KEY_BITS
 
 
 class ContextCounts(NamedTuple):
-    """Entries row by row."""
+    """Rows by key, entries row by row."""
 
-    rows: KeyIndex  # row − 1 of every key
-    starts: Tensor  # (R + 1,) int64, first entry of each row
+    keys: Tensor  # (R,) int64, rising, of rows 1, 2, …; padded at the end
+    places: Tensor  # (2^b + 1,) int32: how many keys have lower highest bits
+    crowd: int  # keys with the same highest bits, at most
+    starts: Tensor  # (R + 2,) int64, first entry of each row
     tokens: Tensor  # (E,) int32
     counts: Tensor  # (E,) float32
 
     @staticmethod
-    def build(keys: np.ndarray, following: np.ndarray, vocab_size: int) -> tuple["ContextCounts", np.ndarray]:
-        """Count what follows contexts: keys (J, L) int64, no two kinds sharing one, and tokens (L,).
+    def build(keys: Tensor, following: Tensor) -> tuple["ContextCounts", Tensor]:
+        """Count what follows contexts: keys (L, J) int64, no two kinds sharing one, and tokens (L,).
 
-        Returns the table, and the entry that each place counts in: (J, L) int32, −1 where the key is negative.
+        Tokens are below 2^TOKEN_BITS. Returns the table, and the entry that each place counts in: (L, J) int32, −1
+        where the key is negative.
         """
-        row_keys, starts, tokens, counts = [], [np.zeros(1, np.int64)], [], []
-        entry_of: np.ndarray = np.full(keys.shape, -1, np.int32)
-        first = 0
-        for j, kind in enumerate(keys):
-            known = kind >= 0
-            contexts, row = np.unique(kind[known], return_inverse=True)
-            pair = row * vocab_size + following[known]
-            entries, entry, often = np.unique(pair, return_inverse=True, return_counts=True)
-            row_keys.append(contexts)
-            starts.append(first + np.searchsorted(entries, np.arange(len(contexts)) * vocab_size))
-            tokens.append(entries % vocab_size)
-            counts.append(often)
-            entry_of[j, known] = first + entry
-            first += len(entries)
-        starts.append(np.full(1, first))
+        known = keys.flatten() >= 0
+        pairs = (keys << TOKEN_BITS | following[:, None]).flatten()[known]
+        pairs, order = pairs.sort()
+        fresh = torch.ones(len(pairs), dtype=torch.bool)
+        fresh[1:] = pairs[1:] != pairs[:-1]
+        entry_of = torch.full((keys.numel(),), -1, dtype=torch.int32)
+        entry_of[known.nonzero()[:, 0][order]] = (fresh.cumsum(0) - 1).int()
+        pairs, first = pairs[fresh], fresh.nonzero()[:, 0]
+        counts = first.diff(append=torch.tensor([len(fresh)]))
+        contexts, entries = (pairs >> TOKEN_BITS).unique_consecutive(return_counts=True)
+        bits = max(1, (2 * len(contexts)).bit_length())
+        crowds = torch.bincount(contexts >> KEY_BITS - bits, minlength=2**bits)
+        crowd = int(crowds.max())
+        nothing = torch.zeros(1, dtype=torch.int64)
         table = ContextCounts(
-            rows=KeyIndex.build(np.concatenate(row_keys)),
-            starts=torch.from_numpy(np.concatenate(starts)),
-            tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int32)),
-            counts=torch.from_numpy(np.concatenate(counts).astype(np.float32)),
+            keys=torch.cat((contexts, torch.full((crowd,), -1))),
+            places=torch.cat((nothing, crowds.cumsum(0))).int(),
+            crowd=crowd,
+            starts=torch.cat((nothing, nothing, entries.cumsum(0))),
+            tokens=(pairs & 2**TOKEN_BITS - 1).int(),
+            counts=counts.float(),
         )
-        return table, entry_of
+        return table, entry_of.view(keys.shape)
 
     def to(self, device: torch.device | str) -> "ContextCounts":
         """The same on `device`."""
-        return ContextCounts(*(part.to(device) for part in self))  # type: ignore[arg-type]
+        return ContextCounts(*(part if isinstance(part, int) else part.to(device) for part in self))  # type: ignore[arg-type]
 
     def find(self, keys: Tensor) -> Tensor:
         """The row of every key, of any shape: int64."""
-        place, found = self.rows.find(keys)
-        return torch.where(found, place + 1, UNSEEN).long()
+        shift = KEY_BITS - (len(self.places) - 1).bit_length() + 1
+        place = look_up(self.places, keys.clamp_min(0) >> shift).long()
+        row = torch.full_like(keys, UNSEEN)
+        for _ in range(self.crowd):
+            row = torch.where((look_up(self.keys, place) == keys) & (keys >= 0), place + 1, row)
+            place = place + 1
+        return row
 
     def after(self, rows: Tensor, vocab_size: int) -> Tensor:
         """How often every token followed the contexts in rows (N, J): (N, J, V) float32."""
