@@ -3,11 +3,11 @@
     contexts = Contexts(vocab_size, longest=6, strings=["\\n", " ", "!", …])
     keys = contexts.keys(stream)            # (B, S) int64 -> (B, S, J) int64, of what ends with each token
 
-A context is a key: a hash of what it looks at, in [0, 2^KEY_BITS). The J kinds are the last 1, 2, … `longest` tokens; the
-four before the last one; and, where every token is a character, the letters of the current word (of what stands
-between words, the last two characters) alone and with the word before it, the two words before it, or only the
-second of these, small and capital letters alike; and how far the line has come, with the last two characters. Such
-contexts are what compressors of text mix (Mahoney, 2005, of PAQ). All look back over REACH tokens at most.
+A context is a key: a hash of what it looks at, in [0, 2^KEY_BITS). The J kinds are the last 1, 2, … `longest`
+tokens; the four before the last one; and, where every token is a character, the letters of the current word (of what
+stands between words, the last two characters) alone and with the word before it, the two words before it, or only
+the second of these, small and capital letters alike; and how far the line has come, with the last two characters.
+Such contexts are what compressors of text mix (Mahoney, 2005, of PAQ). All look back over REACH tokens at most.
 
 Hashes of stretches are differences of running polynomials modulo 2^64 (Karp and Rabin, 1987), so that nothing goes
 token by token. Shapes: B streams of S tokens, J kinds of context.
