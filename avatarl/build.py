@@ -15,8 +15,12 @@ from avatarl.objective import AvataRL, CrossEntropy
 from avatarl.suffixes import SuffixCritic
 from avatarl.trust import fit_trust
 from config import Config, require
+from data import corpora
 from data.critic_cache import CriticCache
 from model import GPT
+
+STORED_FROM = 200_000
+"""Tokens of text from which a mixed critic's network is kept on disk; for less, it is fitted again in a moment."""
 
 
 def frozen_critic(
@@ -67,6 +71,7 @@ def one_critic(
             strings=strings,
             leave_one_out=c.leave_one_out,
             remember=config.method.context == "gold",
+            folder=corpora.DATA_FOLDER / "cache" / "mixed" if len(train) >= STORED_FROM else None,
             device=device,
         )
     if kind == "suffix":

@@ -19,7 +19,9 @@ Source: log-linear interpolation (Klakow, 1998), gated as compressors mix contex
 Shapes: B windows, T positions, N = B·T, V vocabulary, J kinds of context.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,9 +31,11 @@ from avatarl.critics import DenseOpinion
 from avatarl.mixed_contexts import NOTHING, Contexts
 from avatarl.mixed_counts import ContextCounts
 from avatarl.ngram_counts import Stream, checked_stream
+from avatarl.stored import read_stored, write_stored
 from config import require
 
 MAX_VOCABULARY = 4096
+LAYOUT = 1  # of a stored network; another number makes every stored one foreign
 BACKOFF = 4.0  # λ; from 1 to 12 the network makes up for it
 HIDDEN = 32
 FIT_POSITIONS = 30_000
@@ -85,7 +89,8 @@ class MixedCritic:
     for a million characters. Raises ConfigError for a corpus or a setting that gives no table.
 
     remember: what was once said of a position of the corpus is kept (in float16, 2 · L · V bytes, if that is at most
-    MEMORY_BYTES) and not thought out again. For training on the corpus's own tokens alone.
+    MEMORY_BYTES) and not thought out again. For training on the corpus's own tokens alone. folder: where the fitted
+    network is kept for the next critic of the same text, so that a run that is resumed meets its judge at once.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class MixedCritic:
         strings: Sequence[str] = (),
         leave_one_out: bool = True,
         remember: bool = False,
+        folder: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         require(context >= 1, "critic.mixed-context", context, "use 1 or more tokens")
@@ -116,7 +122,7 @@ class MixedCritic:
         shares = np.bincount(ids, minlength=vocab_size) + 1.0
         self.unigram = torch.from_numpy(shares / shares.sum()).float().to(device)  # where no context was seen
         self.weigher = Weigher(len(self.contexts.names), vocab_size)
-        fit(self, keys, entry_of)
+        self._fit(keys, entry_of, folder)
         self.corpus, self.contexts = self.corpus.to(device), self.contexts.to(device)
         self.counts, self.weigher = self.counts.to(device), self.weigher.to(device).requires_grad_(False)
         self._memory = self._known = None
@@ -147,6 +153,22 @@ class MixedCritic:
     def after(self, context: Tensor) -> DenseOpinion:
         """What follows each of contexts (N, C), nothing left out."""
         return DenseOpinion(self._judge(self.contexts.keys(context, last=1)[:, 0]))
+
+    def _fit(self, keys: Tensor, entry_of: Tensor, folder: Path | None) -> None:
+        """Fit the network, or take over what was fitted to the same text in the same way."""
+        sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_BLOCKS)
+        fitting = (BACKOFF, HIDDEN, FIT_STEPS, FIT_BATCH, FIT_BATCH_ENTRIES, FIT_RATE, FIT_DECAY)
+        kinds = (self.vocab_size, self.contexts.names, self.contexts.spelling)
+        told = repr((LAYOUT, kinds, sample, fitting)).encode()
+        digest = hashlib.sha256(told + self.corpus.numpy().tobytes()).hexdigest()
+        path = folder / f"mixed-{digest[:16]}.safetensors" if folder is not None else None
+        stored = read_stored(path, digest) if path is not None else None
+        if stored is not None:
+            self.weigher.load_state_dict(stored)
+            return
+        fit(self, keys, entry_of)
+        if path is not None:
+            write_stored(path, digest, self.weigher.state_dict())
 
     def _keys_of_corpus(self) -> Tensor:
         """Keys of what stands before every token but the first: (L − 1, J) int64."""

@@ -38,7 +38,7 @@ class Contexts:
         draw = torch.Generator().manual_seed(vocab_size)
         self._values = torch.randint(-(2**63), 2**63 - 1, (vocab_size,), generator=draw)
         self._folded, self._letters, self._newlines = self._values, None, None
-        self.longest = longest
+        self.longest, self.spelling = longest, tuple(strings)
         names = [f"last {n}" for n in range(1, longest + 1)] + ["gap"]
         fallbacks = [*range(-1, longest - 1), min(2, longest) - 1]
         if strings and all(len(s) == 1 for s in strings):

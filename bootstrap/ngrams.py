@@ -14,20 +14,16 @@ Shapes: L tokens of the text, V vocabulary, N contexts of C tokens; B sequences 
 """
 
 import hashlib
-import os
-import tempfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from avatarl.ngram_counts import Level, Stream, checked_text, count_levels, interpolate
 from avatarl.ngram_index import look_up
+from avatarl.stored import read_stored, write_stored
 from checks import require
 
 TABLE_LIMIT = 2**28  # probabilities of one NgramTables: 1 GiB; partial credit takes as much again
@@ -177,41 +173,9 @@ def load_tables(tokens: Stream, vocab_size: int, longest: int, folder: Path, dis
     settings = f"{LAYOUT} {vocab_size} {longest} {discount!r} "
     digest = hashlib.sha256(settings.encode() + ids.tobytes()).hexdigest()
     path = folder / f"ngrams-{digest[:16]}.safetensors"
-    stored = _read(path, digest, longest)
-    if stored is not None:
-        return stored
+    stored = read_stored(path, digest)
+    if stored is not None and stored.keys() == {"table", "reference"}:
+        return NgramTables(stored["table"], stored["reference"], longest)
     tables = NgramTables.build(ids, vocab_size, longest, discount)
-    _write(path, digest, tables)
+    write_stored(path, digest, {"table": tables.table, "reference": tables.reference})
     return tables
-
-
-def _checksum(tensor: Tensor) -> str:
-    return str(zlib.crc32(tensor.contiguous().numpy().data))
-
-
-def _read(path: Path, digest: str, longest: int) -> NgramTables | None:
-    """The stored tables, or None where there are none for `digest`, or damaged ones."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-            table, reference = file.get_tensor("table"), file.get_tensor("reference")
-    except (OSError, SafetensorError):
-        return None
-    expected = {"digest": digest, "table": _checksum(table), "reference": _checksum(reference)}
-    return NgramTables(table, reference, longest) if found == expected else None
-
-
-def _write(path: Path, digest: str, tables: NgramTables) -> None:
-    """Store the tables whole or not at all; processes that do so at once don't disturb each other."""
-    tensors = {"table": tables.table, "reference": tables.reference}
-    found = {"digest": digest} | {name: _checksum(tensor) for name, tensor in tensors.items()}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(tensors, temporary, metadata=found)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError):
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The mixed critic against counting by hand, against itself, and against other counts on real text."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -184,6 +185,22 @@ def test_building_twice_gives_one_critic(critic):
     again = MixedCritic(CORPUS, V, context=3, strings=STRINGS)
     for one, other in zip(again.weigher.parameters(), critic.weigher.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_network_is_kept_for_the_next_run(tmp_path, monkeypatch, critic):
+    """Catches a network that is fitted again at every start, another text's taken over, and one that stays as made."""
+    fitted, fit = [], mixed.fit
+    monkeypatch.setattr(mixed, "fit", lambda *what: (fitted.append(1), fit(*what)))
+
+    def made(text: np.ndarray = CORPUS, strings: Sequence[str] = STRINGS) -> MixedCritic:
+        return MixedCritic(text, V, context=3, strings=strings, folder=tmp_path / "cache")
+
+    for again in (made(), made()):
+        for one, other in zip(again.weigher.parameters(), critic.weigher.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert len(fitted) == 1
+    made(CORPUS[:-1]), made(strings=[]), made(strings=STRINGS[::-1])
+    assert len(fitted) == 4 == len(list((tmp_path / "cache").iterdir()))
 
 
 def test_it_judges_new_text_better_than_a_suffix_array(shakespeare):
