@@ -189,8 +189,13 @@ def test_building_twice_gives_one_critic(critic):
 
 def test_a_network_is_kept_for_the_next_run(tmp_path, monkeypatch, critic):
     """Catches a network that is fitted again at every start, another text's taken over, and one that stays as made."""
-    fitted, fit = [], mixed.fit
-    monkeypatch.setattr(mixed, "fit", lambda *what: (fitted.append(1), fit(*what)))
+    fitted, fit = list[int](), mixed.fit
+
+    def counted(made_for: MixedCritic, *how: torch.Tensor) -> None:
+        fitted.append(1)
+        fit(made_for, *how)
+
+    monkeypatch.setattr(mixed, "fit", counted)
 
     def made(text: np.ndarray = CORPUS, strings: Sequence[str] = STRINGS) -> MixedCritic:
         return MixedCritic(text, V, context=3, strings=strings, folder=tmp_path / "cache")
