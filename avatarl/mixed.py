@@ -120,18 +120,20 @@ class MixedCritic:
         keys = self._keys_of_corpus()
         self.counts, entry_of = ContextCounts.build(keys, self.corpus[1:])
         shares = np.bincount(ids, minlength=vocab_size) + 1.0
-        self.unigram = torch.from_numpy(shares / shares.sum()).float().to(device)  # where no context was seen
+        self.unigram = torch.from_numpy(shares / shares.sum()).float()  # where no context was seen
         self.weigher = Weigher(len(self.contexts.names), vocab_size)
         self._fit(keys, entry_of, folder)
-        self.corpus, self.contexts = self.corpus.to(device), self.contexts.to(device)
+        self.corpus, self.unigram = self.corpus.to(device), self.unigram.to(device)
+        self.contexts = self.contexts.to(device)
         self.counts, self.weigher = self.counts.to(device), self.weigher.to(device).requires_grad_(False)
-        self._memory = self._known = None
+        self._memory: Tensor | None = None
+        self._known = torch.zeros(0, dtype=torch.bool)
         if remember and leave_one_out and 2 * len(ids) * vocab_size <= MEMORY_BYTES:
             self._memory = torch.empty(len(ids), vocab_size, dtype=torch.float16, device=device)
             self._known = torch.zeros(len(ids), dtype=torch.bool, device=device)
             if self._memory.is_cuda:  # there a step must not wait to hear what is known; a CPU learns on the way
-                for start in range(0, len(ids), 2**14):
-                    self._learn(torch.arange(start, min(start + 2**14, len(ids)), device=device))
+                for here in _chunks(len(ids), 2**14):
+                    self._learn(self.corpus[None, here], torch.tensor([here.start], device=device))
 
     def opinion(self, tokens: Tensor, positions: Tensor | None = None) -> DenseOpinion:
         """What follows each of tokens (B, T), N = B·T in row-major order.
@@ -141,8 +143,10 @@ class MixedCritic:
         None: contexts stay inside the window and nothing is left out.
         """
         if positions is not None and self._memory is not None:
-            places = positions[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-            return DenseOpinion(self._recall(places.flatten()))
+            places = (positions[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).flatten()
+            if not places.is_cuda and not self._known[places].all():
+                self._learn(tokens, positions)
+            return DenseOpinion(self._memory.index_select(0, places).float())
         return DenseOpinion(self._judge(*self._asked(tokens, positions)))
 
     @property
@@ -179,19 +183,14 @@ class MixedCritic:
             parts.append(self.contexts.keys(text[:, begin : here.stop])[0, here.start - begin :])
         return torch.cat(parts)
 
-    def _recall(self, places: Tensor) -> Tensor:
-        """Log-probabilities (n, V) of what follows the corpus's tokens at `places` (n,), remembered or made now."""
-        assert self._memory is not None and self._known is not None
-        if not places.is_cuda:
-            new = places[~self._known[places]]
-            if len(new):
-                self._learn(new)
-        return self._memory.index_select(0, places).float()
-
-    def _learn(self, places: Tensor) -> None:
-        """Judge the corpus's tokens at `places` (n,), and remember it."""
-        assert self._memory is not None and self._known is not None
-        self._memory[places] = self._judge(*self._asked(self.corpus[places][:, None], places)).half()
+    def _learn(self, tokens: Tensor, positions: Tensor) -> None:
+        """Judge those of the corpus's tokens (B, T), which begin at `positions` (B,), that are new, and remember it."""
+        assert self._memory is not None
+        places = (positions[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).flatten()
+        new = ~self._known[places]
+        keys, gold, own = self._asked(tokens, positions)
+        assert gold is not None and own is not None  # who remembers leaves out
+        self._memory[places[new]] = self._judge(keys[new], gold[new], own[new]).half()
         self._known[places] = True
 
     def _asked(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
