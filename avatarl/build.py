@@ -71,7 +71,7 @@ def one_critic(
             strings=strings,
             leave_one_out=c.leave_one_out,
             remember=config.method.context == "gold",
-            folder=corpora.DATA_FOLDER / "cache" / "mixed" if len(train) >= STORED_FROM else None,
+            folder=corpora.cache_folder() / "mixed" if len(train) >= STORED_FROM else None,
             device=device,
         )
     if kind == "suffix":

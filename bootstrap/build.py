@@ -56,7 +56,7 @@ def tables_for(config: Config, train: np.ndarray, student: GPT) -> NgramTables |
     if len(train) < CACHED_FROM:
         tables = NgramTables.build(train, student.vocab_size, longest)
     else:
-        tables = load_tables(train, student.vocab_size, longest, corpora.DATA_FOLDER / "cache" / "ngrams")
+        tables = load_tables(train, student.vocab_size, longest, corpora.cache_folder() / "ngrams")
     return tables.to(student.wte.weight.device)
 
 

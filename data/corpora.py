@@ -25,6 +25,11 @@ MANIFEST = "manifest.json"
 """Describes the tokens that a folder holds."""
 
 
+def cache_folder() -> Path:
+    """Where what took time to make is kept for the next run: $AVATARL_CACHE, else data/cache."""
+    return Path(os.environ.get("AVATARL_CACHE") or DATA_FOLDER / "cache")
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text and where it came from."""

@@ -237,7 +237,7 @@ def _kept(path: Path, read: Callable[[Path], Made], make: Callable[[], Made], wr
 
 
 def _cache_folder(*key: str) -> Path:
-    return corpora.DATA_FOLDER / "cache" / _sha256("\n".join(key))[:32]
+    return corpora.cache_folder() / _sha256("\n".join(key))[:32]
 
 
 def _sha256(text: str) -> str:

@@ -2,7 +2,7 @@
 
     python -m experiments.default_run --seeds 3
 
-Every seed is a fresh `python train.py` in a new process and an empty folder, data preparation and critic
+Every seed is a fresh `python train.py` in a new process, an empty folder and an empty cache, data preparation and critic
 included in its time. Writes results/default-run/: runs.jsonl and table.md.
 """
 
@@ -44,8 +44,9 @@ def run_once(preset: str, seed: int, folder: Path) -> dict[str, Any]:
     """One fresh run in its own process; its last evaluation, wall seconds and peak resident memory."""
     words = [sys.executable, str(ROOT / "train.py"), preset, "--run.seed", str(seed)]
     words += ["--data.corpus", "tinyshakespeare", "--run.out-dir", str(folder), "--run.name", f"seed{seed}"]
+    environment = os.environ | {"AVATARL_CACHE": str(folder / f"cache{seed}")}  # nothing is there from before
     start = time.perf_counter()
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -213,3 +213,14 @@ def test_empty_folder_does_not_hide_the_download(home: Path, network: Network, s
     (home / "data" / "tinyshakespeare").mkdir()
     network.content = shakespeare.encode()
     assert load_corpus("tinyshakespeare").text == shakespeare
+
+
+def test_the_cache_may_stand_elsewhere(tmp_path, monkeypatch):
+    """Catches a variable that is ignored, and an empty one that is taken for the folder one stands in."""
+    monkeypatch.delenv("AVATARL_CACHE", raising=False)
+    usual = corpora.cache_folder()
+    assert usual == corpora.DATA_FOLDER / "cache"
+    monkeypatch.setenv("AVATARL_CACHE", "")
+    assert corpora.cache_folder() == usual
+    monkeypatch.setenv("AVATARL_CACHE", str(tmp_path))
+    assert corpora.cache_folder() == tmp_path
