@@ -2,8 +2,8 @@
 
     python -m experiments.default_run --seeds 3
 
-Every seed is a fresh `python train.py` in a new process, an empty folder and an empty cache, data preparation and critic
-included in its time. Writes results/default-run/: runs.jsonl and table.md.
+Every seed is a fresh `python train.py` in a new process, an empty folder and an empty cache, data preparation and
+critic included in its time. Writes results/default-run/: runs.jsonl and table.md.
 """
 
 import json
