@@ -64,8 +64,8 @@ class BootstrapConfig:
     soft_weight: float = 0.0
     """Weight of the soft signal: the probability of every action by n-grams, the position's own occurrence left out."""
     soft: Literal["ngram", "mixed", "suffix"] = "ngram"
-    """Who gives the soft signal: interpolated n-grams, all context lengths as a product of experts, or the longest
-    contexts seen, by a suffix array."""
+    """Who gives the soft signal: interpolated n-grams, all context lengths as a product of experts (no words: those
+    are left to the curriculum), or the longest contexts seen, by a suffix array."""
     soft_context: int = 5
     """Longest context of the soft signal, in characters."""
     stages: str = ""

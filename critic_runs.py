@@ -14,6 +14,7 @@ from typing import Any
 from avatarl.build import frozen_critic
 from avatarl.cache import write_cache
 from avatarl.critics import Critic
+from avatarl.mixed import LAYOUT
 from config import Config, ConfigError, CriticConfig, critic_preset, override, preset, require
 from data.batches import window_count
 from data.critic_cache import META, CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
@@ -191,6 +192,8 @@ def critic_identity(config: Config, dataset: Dataset, critics: list[Path]) -> Id
         "data.train-start": data.train_start,
         "data.train-stop": data.train_stop,
     }
+    if "mixed" in c.members:
+        facts["critic.mixed-layout"] = LAYOUT
     facts |= {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in sorted(decisive_fields(c))}
     if not critics:
         return facts

@@ -19,8 +19,8 @@ from data import corpora
 from data.critic_cache import CriticCache
 from model import GPT
 
-STORED_FROM = 200_000
-"""Tokens of text from which a mixed critic's network is kept on disk; for less, it is fitted again in a moment."""
+STORED_FROM = 250_000
+"""Tokens of text from which a mixed critic's network is kept on disk; those of less would only litter it."""
 
 
 def frozen_critic(
@@ -39,7 +39,13 @@ def frozen_critic(
     """
     members = config.critic.members
     critics = [one_critic(kind, config, train, vocab_size, frozen, autocast, device, strings) for kind in members]
-    return critics[0] if len(critics) == 1 else EnsembleCritic(critics, list(members.values()), vocab_size)
+    return together(critics, config, vocab_size)
+
+
+def together(critics: Sequence[Critic], config: Config, vocab_size: int) -> Critic:
+    """The critic of a config with these members."""
+    weights = list(config.critic.members.values())
+    return critics[0] if len(critics) == 1 else EnsembleCritic(critics, weights, vocab_size)
 
 
 def one_critic(
@@ -151,8 +157,7 @@ def judging_of(
         for kind in c.members
     ]
     flops = sum(m.flops_per_token() for m in frozen) + (student.flops_per_token() if past else 0)
-    critic = judges[0] if len(judges) == 1 else EnsembleCritic(judges, list(c.members.values()), student.vocab_size)
-    return Judging(critic, past, flops=flops)
+    return Judging(together(judges, config, student.vocab_size), past, flops=flops)
 
 
 def build_objective(

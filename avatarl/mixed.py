@@ -11,7 +11,7 @@ speak at once, of the last 1, 2, … tokens and of words and lines (mixed_contex
     p_j(w) = (c_j(w) + λ U_j p_i(w)) / (C_j + λ U_j),
 
 with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls back
-on. Network and b learn from stretches of the training text, each judged by the counts of all the rest. That is new
+on. Network and b learn from stretches of the training text, each judged by its contexts in all the rest. That is new
 text, as validation text will be: judged without their own occurrence alone, positions of a text are far easier than
 new ones, for what is peculiar to their page still counts, and long contexts are believed too soon.
 
@@ -74,11 +74,16 @@ class Weigher(nn.Module):
             self.outer.bias.fill_(1 / self.outer.out_features)
 
     def forward(self, known: Tensor) -> Tensor:
+        """What the experts are worth where this is known of them, (N, 2 J): (N, J)."""
         return self.outer(nn.functional.gelu(self.inner((known - self.mean) / self.scale)))
 
     def scores(self, log_p: Tensor, known: Tensor) -> Tensor:
-        """Logits (N, V) of what the experts, log_p (N, J, V), think together."""
-        return torch.bmm(self(known)[:, None], log_p)[:, 0] + self.bias
+        """Logits (N, V) of what the experts, log_p (N, J, V), think together.
+
+        The sum has one order, whatever the rows beside a row, so that resumed and divided runs hear the same.
+        """
+        worth = self(known.to(self.bias.dtype)).to(log_p.dtype)
+        return (worth[..., None] * log_p).sum(1) + self.bias.to(log_p.dtype)
 
 
 class MixedCritic:
@@ -125,7 +130,8 @@ class MixedCritic:
         self._fit(keys, entry_of, folder)
         self.corpus, self.unigram = self.corpus.to(device), self.unigram.to(device)
         self.contexts = self.contexts.to(device)
-        self.counts, self.weigher = self.counts.to(device), self.weigher.to(device).requires_grad_(False)
+        self.counts = self.counts.to(device)
+        self.weigher = self.weigher.requires_grad_(False).to(device, torch.float64)  # or it would depend on the batch
         self._memory: Tensor | None = None
         self._known = torch.zeros(0, dtype=torch.bool)
         if remember and leave_one_out and 2 * len(ids) * vocab_size <= MEMORY_BYTES:
@@ -160,19 +166,19 @@ class MixedCritic:
 
     def _fit(self, keys: Tensor, entry_of: Tensor, folder: Path | None) -> None:
         """Fit the network, or take over what was fitted to the same text in the same way."""
+        if folder is None:
+            return fit(self, keys, entry_of)
         sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_BLOCKS)
         fitting = (BACKOFF, HIDDEN, FIT_STEPS, FIT_BATCH, FIT_BATCH_ENTRIES, FIT_RATE, FIT_DECAY)
-        kinds = (self.vocab_size, self.contexts.names, self.contexts.spelling)
-        told = repr((LAYOUT, kinds, sample, fitting)).encode()
+        told = repr((LAYOUT, self.contexts.settings, sample, fitting)).encode()
         digest = hashlib.sha256(told + self.corpus.numpy().tobytes()).hexdigest()
-        path = folder / f"mixed-{digest[:16]}.safetensors" if folder is not None else None
-        stored = read_stored(path, digest) if path is not None else None
-        if stored is not None:
+        path = folder / f"mixed-{digest[:16]}.safetensors"
+        stored = read_stored(path, digest)
+        if stored is not None and stored.keys() == self.weigher.state_dict().keys():
             self.weigher.load_state_dict(stored)
-            return
+            return None
         fit(self, keys, entry_of)
-        if path is not None:
-            write_stored(path, digest, self.weigher.state_dict())
+        return write_stored(path, digest, self.weigher.state_dict())
 
     def _keys_of_corpus(self) -> Tensor:
         """Keys of what stands before every token but the first: (L − 1, J) int64."""
@@ -226,11 +232,12 @@ class MixedCritic:
         kinds = (counts > 0).sum(-1, keepdim=True).float()
         spread = BACKOFF * kinds
         p = torch.empty_like(counts)
+        least = torch.finfo(p.dtype).tiny  # after long runs of one token the others' p is not far from 0
         for j, shorter in enumerate(self.contexts.fallbacks):
             base = p[:, shorter] if shorter >= 0 else self.unigram
             mixed = torch.addcmul(counts[:, j], spread[:, j], base) / (total + spread)[:, j].clamp_min(1)
             p[:, j] = torch.where(total[:, j] > 0, mixed, base)
-        return p.log_(), torch.cat((total, kinds), 1)[..., 0].log1p()
+        return p.clamp_min_(least).log_(), torch.cat((total, kinds), 1)[..., 0].log1p()
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -275,7 +282,9 @@ def fit(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> None:
         for step in range(FIT_STEPS):
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
             pick = torch.randint(len(gold), (batch,), generator=draw)
-            loss = nn.functional.cross_entropy(weigher.scores(log_p.index_select(0, pick), known[pick]), gold[pick])
+            worth = weigher(known[pick])[:, None]  # (n, 1, J)
+            scores = torch.bmm(worth, log_p.index_select(0, pick))[:, 0] + weigher.bias
+            loss = nn.functional.cross_entropy(scores, gold[pick])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

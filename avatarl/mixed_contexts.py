@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from checks import require
+
 REACH = 64
 KEY_BITS = 51  # so that a key and a token of up to 4,096 fit into one number
 LINE_STEP = 4  # columns of a line that count as one
@@ -35,10 +37,12 @@ class Contexts:
     """
 
     def __init__(self, vocab_size: int, longest: int, strings: Sequence[str] = ()) -> None:
+        fix = f"name what each of the {vocab_size:,} tokens stands for, or none"
+        require(len(strings) in (0, vocab_size), "the strings of a vocabulary", len(strings), fix)
         draw = torch.Generator().manual_seed(vocab_size)
         self._values = torch.randint(-(2**63), 2**63 - 1, (vocab_size,), generator=draw)
         self._folded, self._letters, self._newlines = self._values, None, None
-        self.longest, self.spelling = longest, tuple(strings)
+        self.longest = longest
         names = [f"last {n}" for n in range(1, longest + 1)] + ["gap"]
         fallbacks = [*range(-1, longest - 1), min(2, longest) - 1]
         if strings and all(len(s) == 1 for s in strings):
@@ -51,6 +55,8 @@ class Contexts:
             fallbacks += [min(3, longest) - 1] + [min(4, longest) - 1] * 3 + [min(2, longest) - 1]
         self.names, self.fallbacks = tuple(names), tuple(fallbacks)
         self.reach = REACH if self._letters is not None else max(longest, 5)
+        self.settings = (vocab_size, tuple(strings), self.names, self.fallbacks, self.reach, LINE_STEP)
+        """What decides what a context sees, in plain types."""
 
     def to(self, device: torch.device | str) -> "Contexts":
         """The same on `device`, in place."""

@@ -34,13 +34,14 @@ class ContextCounts(NamedTuple):
         Tokens are below 2^TOKEN_BITS. Returns the table, and the entry that each place counts in: (L, J) int32, −1
         where the key is negative.
         """
-        known = keys.flatten() >= 0
-        pairs = (keys << TOKEN_BITS | following[:, None]).flatten()[known]
-        pairs, order = pairs.sort()
+        pairs, order = (keys << TOKEN_BITS | following[:, None]).flatten().sort()
+        unknown = int(torch.searchsorted(pairs, 0))  # negative keys come first
+        pairs, order = pairs[unknown:], order[unknown:]
         fresh = torch.ones(len(pairs), dtype=torch.bool)
         fresh[1:] = pairs[1:] != pairs[:-1]
         entry_of = torch.full((keys.numel(),), -1, dtype=torch.int32)
-        entry_of[known.nonzero()[:, 0][order]] = (fresh.cumsum(0) - 1).int()
+        entry_of[order] = fresh.cumsum(0, dtype=torch.int32) - 1
+        del order  # 8 bytes of every context at every place
         pairs, first = pairs[fresh], fresh.nonzero()[:, 0]
         counts = first.diff(append=torch.tensor([len(fresh)]))
         contexts, entries = (pairs >> TOKEN_BITS).unique_consecutive(return_counts=True)

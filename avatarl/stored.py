@@ -1,6 +1,7 @@
 """Tensors that took time to make, kept on disk for the next run: whole and of the right origin, or made again.
 
-    tensors = read_stored(path, digest) or write_stored(path, digest, make())
+    tensors = read_stored(path, digest)                 # None: make them, and then
+    write_stored(path, digest, tensors)
 
 A file that is damaged or was made from something else is as good as none; a folder that cannot be written to costs
 nothing but the time next time.
@@ -30,8 +31,8 @@ def read_stored(path: Path, digest: str) -> dict[str, Tensor] | None:
     return tensors if found == _labels(digest, tensors) else None
 
 
-def write_stored(path: Path, digest: str, tensors: Tensors) -> Tensors:
-    """Store tensors whole or not at all, and return them; processes that do so at once don't disturb each other."""
+def write_stored(path: Path, digest: str, tensors: Tensors) -> None:
+    """Store tensors whole or not at all; processes that do so at once don't disturb each other."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,6 @@ def write_stored(path: Path, digest: str, tensors: Tensors) -> Tensors:
     except (OSError, SafetensorError):
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-    return tensors
 
 
 def _labels(digest: str, tensors: Tensors) -> dict[str, str]:

@@ -7,7 +7,7 @@ Positions fall into buckets by what the critic knows about itself there: how oft
 speaks from, where it counts contexts, else the probability of its favourite. A bucket's trust t is the exponent in
 [0, 1] whose softmax(t · log p_c) predicts the bucket's text best: 1 where no flattening helps, less where the critic
 bets more than it knows, 0 where it knows nothing. The consensus then takes w_c · t from the critic and gives
-w_c · (1 − t) to reality. An exponent per bucket is how products of experts are weighed (Klakow, 1998; mixed.py).
+w_c · (1 − t) to reality. An exponent per bucket is how products of experts are weighed (Klakow, 1998).
 
 The text is the critic's own training text. Statistics leave each position's occurrence out, which is kinder than new
 text; a frozen model cannot, so the better it remembers, the more it is trusted (cross-fitting helps).

@@ -3,9 +3,9 @@
     python -m data.prepare openwebtext              tokenise a large corpus once, ahead of all runs
     python -m data.prepare --help                   the same for documents on this machine
 
-A corpus that was tokenised ahead is memory-mapped as it is. For all others the cache is data/cache/<hash>/,
-addressed by content: it may be deleted at any time, a broken file in it is made again, and where it can't be
-written everything stays in memory. Source: DESIGN section 5.
+A corpus that was tokenised ahead is memory-mapped as it is. For all others the cache is data/cache/<hash>/
+(or below $AVATARL_CACHE), addressed by content: it may be deleted at any time, a broken file in it is made again,
+and where it can't be written everything stays in memory. Source: DESIGN section 5.
 """
 
 import contextlib

@@ -145,7 +145,7 @@ def time_statistics(settings: Settings, dataset: Dataset) -> dict[str, float]:
             "partial credit after every context": lambda: credit_table(tables, shares, "relative"),
             "suffix array": lambda: SuffixStatistics.build(text, vocab_size),
             "all stages of the curriculum": lambda: StageStatistics.build(text, characters),
-            "mixed n-grams, fitted": lambda: MixedCritic(text, vocab_size, context=best.soft_context),
+            "mixed contexts, fitted": lambda: MixedCritic(text, vocab_size, context=best.soft_context),
         }
         for label, make in makers.items():
             taken = []

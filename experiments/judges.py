@@ -13,7 +13,6 @@ A judge that knows more is not yet a better teacher: experiments/compare.py says
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -34,7 +33,6 @@ from experiments.tables import machine
 from files import write_atomic
 
 Built = TypeVar("Built")
-Opinions = Callable[[Tensor, Tensor | None], Tensor]
 Counting = NgramCritic | MixedCritic | SuffixCritic
 
 WINDOW = 4096  # tokens of a stretch, besides the context before them
@@ -79,8 +77,8 @@ class Judged(NamedTuple):
     accuracy: float
     loo_ce: float
     seconds: float
-    trust: Trust | None = None
-    """Where a critic of this kind can be had alone."""
+    trust: Trust
+    """Where it is too sure of itself."""
 
 
 def windows(tokens: np.ndarray, context: int, size: int):  # type: ignore[no-untyped-def]
@@ -91,12 +89,13 @@ def windows(tokens: np.ndarray, context: int, size: int):  # type: ignore[no-unt
 
 
 def measure(
-    name: str, opinions: Opinions, train: np.ndarray, val: np.ndarray, context: int, seconds: float, size: int = WINDOW
+    name: str, critic: Counting, train: np.ndarray, val: np.ndarray, context: int, seconds: float, size: int = WINDOW
 ) -> Judged:
-    """A judge by `opinions(tokens, positions)` → log-probabilities (N, V), `size` tokens at a time.
+    """What a judge knows, `size` tokens at a time; on training text every fourth stretch."""
 
-    On training text every fourth stretch.
-    """
+    def opinions(tokens: Tensor, positions: Tensor | None) -> Tensor:
+        return critic.opinion(tokens, positions).full()  # (N, V)
+
     nll = hits = count = 0.0
     for tokens, gold, skip in windows(val, context, size):
         log_p = opinions(tokens, None)[skip:]
@@ -110,7 +109,8 @@ def measure(
         gold = torch.from_numpy(train[start + 1 : start + size + 1])
         own_nll -= log_p.gather(1, gold[:, None])[context:].sum().item()
         own_count += size - context
-    return Judged(name, nll / count, hits / count, own_nll / max(own_count, 1), seconds)
+    trust = fit_trust(critic, train, critic.vocab_size, TRUST_WINDOW)
+    return Judged(name, nll / count, hits / count, own_nll / max(own_count, 1), seconds, trust)
 
 
 def judged(settings: Settings, dataset: Dataset) -> list[Judged]:
@@ -121,10 +121,9 @@ def judged(settings: Settings, dataset: Dataset) -> list[Judged]:
     train = dataset.train[: int(len(dataset.train) * settings.share)].astype(np.int64)
     rows: list[Judged] = []
 
-    def add(name: str, critic: Counting, context: int, seconds: float, opinions: Opinions | None = None) -> None:
-        row = measure(name, opinions or partial(whole, critic), train, val, context, seconds, size)
-        known = None if opinions else fit_trust(critic, train, vocab_size, TRUST_WINDOW)
-        rows.append(row._replace(trust=known))
+    def add(name: str, critic: Counting, context: int, seconds: float) -> None:
+        row = measure(name, critic, train, val, context, seconds, size)
+        rows.append(row)
         print(f"{name}: validation CE {row.val_ce:.4f}, leave-one-out {row.loo_ce:.4f}", flush=True)
 
     for context in settings.ngram_contexts:
@@ -147,14 +146,9 @@ def timed(build: Callable[..., Built], *given: Any, **named: Any) -> tuple[Built
     return build(*given, **named), time.perf_counter() - begin
 
 
-def whole(critic: Counting, tokens: Tensor, positions: Tensor | None) -> Tensor:
-    """All log-probabilities (N, V) of a judge."""
-    return critic.opinion(tokens, positions).full()
-
-
 def trusts(rows: Sequence[Judged]) -> list[str]:
     """Which exponent predicts the training text best, by what a judge knows about itself: in Markdown."""
-    counted, mixed = ([r for r in rows if r.trust and r.name.startswith("mixed") is m] for m in (False, True))
+    counted, mixed = ([r for r in rows if r.name.startswith("mixed") is m] for m in (False, True))
     seen = ["1", "2", *(f"{2 ** (i - 1) + 1:,}" for i in range(2, BUCKETS))]
     sure = [f"{i / BUCKETS:.0%}" for i in range(BUCKETS)]
     lines = [
@@ -169,7 +163,6 @@ def trusts(rows: Sequence[Judged]) -> list[str]:
         if shown:
             lines += ["", f"| {title} | {' | '.join(from_)} |", "|---" * (BUCKETS + 1) + "|"]
         for row in shown:
-            assert row.trust is not None
             lines.append(f"| {row.name} | {' | '.join(f'{t:.2f}' for t in row.trust.table.tolist())} |")
     return lines
 

@@ -76,7 +76,7 @@ class Probe:
             small = override(small, bootstrap={"stages": "", "exact_weight": 1.0})
             objective: Any = build_bootstrap(student, small, stream, None, hardware.autocast)
         else:
-            objective = build_objective(student, small, stream, self.critics, hardware.autocast, cache)
+            objective = build_objective(student, small, stream, self.critics, hardware.autocast, cache, strings(config))
         dataset = Dataset(stream, stream, None, "", "", "", False, 1)  # type: ignore[arg-type]  # nobody asks for text
         recorder = Recorder(Path(), first=False, steps=1, start=0)  # writes nothing
         self.job = Job(small, dataset, objective, [], hardware, World(), Path(), recorder)
@@ -204,7 +204,7 @@ def caching_seconds(config: Config, hardware: Hardware, layout: CacheLayout) -> 
     hardware = dataclasses.replace(hardware, compile=False)
     stream, vocab_size = synthetic_stream(config), vocabulary(config)
     models = random_critics(config, hardware)
-    critic = frozen_critic(config, stream, vocab_size, models, hardware.autocast, hardware.device)
+    critic = frozen_critic(config, stream, vocab_size, models, hardware.autocast, hardware.device, strings(config))
     length = layout.block_size
     windows = range(min(max(1, 1024 // length), window_count(len(stream), length)))
 
@@ -256,6 +256,11 @@ def peak_of(device: torch.device) -> Iterator[list[float]]:
         return
     yield peak
     peak[0] = resident("VmHWM")
+
+
+def strings(config: Config) -> list[str]:
+    """What the made-up tokens stand for: characters from the newline on, where a run of `config` has characters."""
+    return [chr(10 + i) for i in range(vocabulary(config))] if config.data.tokenizer == "char" else []
 
 
 def synthetic_stream(config: Config) -> np.ndarray:

@@ -209,11 +209,14 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
     c, avatarl = config.critic, config.train.objective == "avatarl"
     trained = 3 if config.optim.name == "muon" else 4  # weight, gradient and the optimiser's one or two moments
     copies = {"ema": 1, "ring": c.ring_size}.get(c.past, 0) if avatarl and "self" in c.members else 0
+    building = 0.0  # before the run begins
     weights = 4.0 * work.parameters * (player_count(config) * trained + copies)
     if critic_count(config) and not c.cache:
         weights += 4.0 * critic_count(config) * critic_model(config).parameter_count()
     if avatarl and "mixed" in c.members and not c.cache:
-        weights += mixed_bytes(int(split_tokens(config)[0] or 0), work.vocab_size)
+        tokens = int(split_tokens(config)[0] or 0)
+        weights += mixed_bytes(tokens, work.vocab_size)
+        building = MIXED_BUILDING * tokens
     if avatarl and "suffix" in c.members and not c.cache:
         weights += suffix_bytes(int(split_tokens(config)[0] or 0), work.vocab_size, c.suffix_context)
     windows = 1 + config.method.imagined_windows if avatarl else 1
@@ -226,7 +229,11 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
     passing = 24.0 * positions * m.n_embd * 4 + 8.0 * work.vocab_size * m.n_embd
     passing += 24.0 * min(logits, chunk) if avatarl else 8.0 * logits
     evaluated = (8.0 + 2 * size) * evaluated_rows(config) * m.block_size * work.vocab_size
-    return weights + max(saved + passing, evaluated)
+    return max(building, weights + max(saved + passing, evaluated))
+
+
+MIXED_BUILDING = 40.0 * 12
+"""Bytes a token of what a mixed critic sorts while it is built: five numbers for each of a place's contexts."""
 
 
 def mixed_bytes(tokens: int, vocab_size: int) -> float:

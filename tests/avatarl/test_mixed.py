@@ -31,7 +31,7 @@ def quick(corpus: object, vocab_size: int, context: int, strings: list[str], see
         critic = MixedCritic(np.array(corpus), vocab_size, context=context, strings=strings)
     draw = torch.Generator().manual_seed(seed)
     for parameter in critic.weigher.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=draw) / 3
+        parameter.data = torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype) / 3
     return critic
 
 
@@ -226,8 +226,25 @@ def test_bad_settings_are_refused():
         MixedCritic(CORPUS, 50_257)
     with pytest.raises(ConfigError, match="too few tokens"):
         MixedCritic(CORPUS[:4], V, context=3)
+    with pytest.raises(ConfigError, match=r"strings of a vocabulary = 2: name what each of the 5 tokens"):
+        MixedCritic(CORPUS, V, strings=["a", "b"])
     with pytest.raises(ConfigError, match=r"critic.mixed-context = 0"):
         MixedCritic(CORPUS, V, context=0)
+
+
+def test_a_long_run_of_one_token_is_no_nan():
+    """Catches probabilities that sink to 0, whose logarithm poisons the network."""
+    critic = MixedCritic(np.zeros(20_000, np.int64), 2, context=16)
+    assert critic.opinion(torch.zeros(1, 30, dtype=torch.int64)).full().isfinite().all()
+
+
+def test_an_opinion_does_not_depend_on_its_neighbours(critic):
+    """Catches sums whose order changes with the batch: a resumed or divided run would hear something else."""
+    tokens, positions = torch.tensor(CORPUS[40:240]).view(20, 10), torch.arange(40, 240, 10)
+    whole = critic.opinion(tokens, positions).full().view(20, 10, V)
+    for rows in (1, 2, 3, 7):
+        part = critic.opinion(tokens[:rows, :3], positions[:rows]).full().view(rows, 3, V)
+        assert torch.equal(part, whole[:rows, :3])
 
 
 def test_a_text_of_one_token_is_certain():
