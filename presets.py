@@ -36,7 +36,7 @@ SMALL: Groups = {
         "position": "rope",
         "qk_norm": True,
     },
-    "train": {"batch_size": 16, "steps": 2000},
+    "train": {"batch_size": 16, "steps": 1800},
     "optim": {"name": "muon", "lr": 4e-3, "muon_lr": 0.03, "beta2": 0.99, "warmup_steps": 100, "min_lr_ratio": 0.0},
     "eval": {"every": 250},
 }
