@@ -61,6 +61,7 @@ class RandomIds:
     """Stands where a tokenizer would: ids that mean nothing."""
 
     vocab_size: int
+    kind: str = "random"
 
 
 def random_tokens(vocab_size: int, length: int, seed: int) -> Dataset:
