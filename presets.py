@@ -85,7 +85,7 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "avatarl-char": (
         "Default on a CPU: Shakespeare by characters in a few minutes on 2 cores",
         None,
-        merge(SMALL, SMOOTH, MIXED, TAIL, fall(0.9, 0.3)),
+        merge(SMALL, SMOOTH, MIXED, fall(0.9, 0.3)),
     ),
     "avatarl-char-gpu": (
         "Default on a GPU: the 10.65 M character model, context 256",
