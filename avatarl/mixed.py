@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from avatarl.critics import DenseOpinion
 from avatarl.mixed_contexts import NOTHING, Contexts
-from avatarl.mixed_counts import ContextCounts
+from avatarl.mixed_counts import TOKEN_BITS, ContextCounts
 from avatarl.ngram_counts import Stream, checked_stream
 from avatarl.stored import read_stored, write_stored
 from config import require
 
-MAX_VOCABULARY = 4096
+MAX_VOCABULARY = 2**TOKEN_BITS
 LAYOUT = 1  # of a stored network; another number makes every stored one foreign
-BACKOFF = 4.0  # λ; from 1 to 12 the network makes up for it
+BACKOFF = 4.0  # λ
 HIDDEN = 32
 FIT_POSITIONS = 30_000
 FIT_ENTRIES = 2**27  # log-probabilities that the fit looks at: fewer positions of large vocabularies
@@ -249,16 +249,15 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of FIT_BLOCKS stretches of the corpus, each judged by the counts of all the rest.
 
-    keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V), what is known of
-    the contexts (n, 2 J), and gold (n,).
+    keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V), what is known of the contexts
+    (n, 2 J), and gold (n,). The unigram, which speaks where no context was seen, is that of the whole text.
     """
     length, (experts, vocab_size) = len(keys), (keys.shape[1], critic.vocab_size)
     each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // FIT_BLOCKS)
     draw, found = torch.Generator().manual_seed(0), []
     for block in range(FIT_BLOCKS):
-        middle = int((block + 0.5) * length / FIT_BLOCKS)
-        start, stop = middle - length // (4 * FIT_BLOCKS), middle + length // (4 * FIT_BLOCKS) + 1
-        start, stop = max(0, start), min(length, stop)
+        middle, half = int((block + 0.5) * length / FIT_BLOCKS), length // (4 * FIT_BLOCKS)
+        start, stop = middle - half, min(length, middle + half + 1)
         taken = entry_of[start:stop]
         gone = torch.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
         rest = critic.counts._replace(counts=critic.counts.counts - gone)
