@@ -194,7 +194,7 @@ def figure(rows: Sequence[Found], settings: Settings) -> str:
 def main(words: Sequence[str]) -> int:
     """Measure and write; returns the exit code."""
     settings = parse(Settings, words, prog="python -m experiments.fair_weights", description=__doc__ or "")
-    made = stamp("fair-weights", words)
+    made = stamp("fair_weights", words)
     rows = measured(critic_over_actions(settings), settings)
     text = page(rows, settings, made)
     settings.out.mkdir(parents=True, exist_ok=True)
