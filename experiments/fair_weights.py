@@ -188,7 +188,7 @@ def figure(rows: Sequence[Found], settings: Settings) -> str:
         for epsilon in settings.epsilons
     ]
     lines.append(Line("1 − w_r", [(w, [1 - w]) for w in settings.reality_weights]))
-    return chart(lines, "weight of reality, w_r", "weight of the critic, w_c")
+    return chart(lines, "weight of reality, w_r", "weight of the critic, w_c", whole=True)
 
 
 def main(words: Sequence[str]) -> int:

@@ -94,14 +94,23 @@ def finite(points: list[tuple[float, list[float]]]) -> list[tuple[float, list[fl
     return [(x, values) for x, values in points if all(map(math.isfinite, values))]
 
 
-def chart(lines: Sequence[Line], x_title: str, y_title: str = "validation CE, nats", log_x: bool = False) -> str:
-    """Lines through the means of their points, with a band from the lowest to the highest seed and dots at the end."""
+def chart(
+    lines: Sequence[Line],
+    x_title: str,
+    y_title: str = "validation CE, nats",
+    log_x: bool = False,
+    whole: bool = False,
+) -> str:
+    """Lines through the means of their points, with a band from the lowest to the highest seed and dots at the end.
+
+    The height is for what comes after the first 40 %, as losses fall, or where log_x or `whole` for all of it.
+    """
     if not lines:
         return Plot((0, 1), (0, 1)).wrapped([], x_title, y_title)
     ends = [x for line in lines for x, _ in line.points]
     first, last = (min(ends) if log_x else 0.0), max(ends)
     first, last = (first, last) if last > first else (0.9 * first, 1.1 * last + 1)
-    settled = [v for line in lines for v in late(line, 0.0 if log_x else 0.4)]
+    settled = [v for line in lines for v in late(line, 0.0 if log_x or whole else 0.4)]
     low, high = min(settled), max(settled)
     pad = 0.05 * (high - low) or 0.05
     room = 30 + LETTER * max(len(said(line)) for line in lines)

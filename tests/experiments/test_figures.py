@@ -94,3 +94,14 @@ def test_parts_of_a_stack_keep_their_frames():
     height = float(ElementTree.fromstring(svg).get("viewBox", "").split()[3])
     assert height == pytest.approx(tops[1] + float(inner[1].get("height", "nan")))
     assert {"first", "second"} <= set(heights(svg))
+
+
+def test_the_height_fits_what_is_to_be_seen():
+    """Catches a frame that cuts the beginning of a line that is wanted whole, and a loss's first steps that flatten it."""
+    line = Line("falling", [(0.1, [9.0]), (0.5, [2.0]), (1.0, [1.0])])
+
+    def first_height(whole: bool) -> float:
+        (path,) = drawn(chart([line], "x", whole=whole), "polyline")
+        return float(path.get("points", "").split()[0].split(",")[1])
+
+    assert first_height(whole=False) < 0 < first_height(whole=True)
