@@ -69,14 +69,11 @@ def merge(*parts: Groups) -> Groups:
     return merged
 
 
-def fall(start: float, end: float) -> Groups:
-    """Hand the reward over from the critic to reality: w_c falls linearly, w_r = 1 − w_c."""
-    return {
-        "method": {
-            "critic_weight_schedule": f"0:{start:g},1:{end:g}",
-            "reality_weight_schedule": f"0:{1 - start:g},1:{1 - end:g}",
-        }
-    }
+def hand_over(critic: tuple[float, float], reality: tuple[float, float] | None = None) -> Groups:
+    """Both experts' weights on straight lines from the first step to the last; by default w_r = 1 − w_c."""
+    reality = reality or (1 - critic[0], 1 - critic[1])
+    weights = {"critic_weight_schedule": critic, "reality_weight_schedule": reality}
+    return {"method": {name: f"0:{first:g},1:{last:g}" for name, (first, last) in weights.items()}}
 
 
 CROSS_ENTROPY: Groups = {"train": {"objective": "cross-entropy"}}
@@ -85,12 +82,12 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "avatarl-char": (
         "Default on a CPU: Shakespeare by characters in a few minutes on 2 cores",
         None,
-        merge(SMALL, SMOOTH, MIXED, fall(0.9, 0.3)),
+        merge(SMALL, SMOOTH, MIXED, hand_over(critic=(0.93, 0.37), reality=(0.1, 0.7))),
     ),
     "avatarl-char-gpu": (
         "Default on a GPU: the 10.65 M character model, context 256",
         None,
-        merge(CHAR_10M, MUON, SMOOTH, NGRAM, fall(0.7, 0.05)),
+        merge(CHAR_10M, MUON, SMOOTH, NGRAM, hand_over(critic=(0.7, 0.05))),
     ),
     "avatarl-classic": (
         "The published settings at character level, judged by a frozen model (pretrain-char)",
@@ -101,15 +98,15 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         },
     ),
     "protocol-avatarl": (
-        "The comparison protocol, AvataRL's arm: mixed counts as critic, their weight falling from 0.9 to 0.6",
+        "The comparison protocol, AvataRL's arm: mixed counts as critic, handing over to reality",
         None,
-        merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, fall(0.9, 0.6)),
+        merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(0.93, 0.4), reality=(0.1, 0.7))),
     ),
     "protocol-imagined": (
         "The protocol's model on fewer tokens: the critic writes three windows beside each of the corpus's",
         "protocol-avatarl",
         # Nobody's gold speaks for the tail of imagined text, so the action set has to hold nearly all of it.
-        {"method": {"imagined_windows": 3, "top_k": 32}},
+        merge({"method": {"imagined_windows": 3, "top_k": 32}}, hand_over(critic=(0.93, 0.7), reality=(0.1, 0.4))),
     ),
     "protocol-pretrain": (
         "The comparison protocol, cross-entropy's arm",

@@ -16,12 +16,9 @@ from typing import Literal
 from cli import parse, run_main
 from config import preset, require
 from experiments.figures import curves
-from experiments.rivals import METHODS, NO_SCHEDULES, rival
+from experiments.rivals import HALF, METHODS, NO_SCHEDULES, rival
 from experiments.study import Entry, StudySettings, conduct, publish, rate, stamp
 from experiments.tables import page, verdicts
-
-HALF = {"optim.lr": 1.5e-3, "optim.muon-lr": 0.01}
-"""Of its preset's rates, which cross-entropy chooses when it is tuned (`python -m experiments.protocol`)."""
 
 
 @dataclass(frozen=True)

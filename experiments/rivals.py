@@ -9,6 +9,8 @@ from experiments.study import Entry
 
 METHODS = {"cross-entropy": "protocol-pretrain", "AvataRL": "protocol-avatarl"}
 OPTIMIZERS = ("muon", "adamw")
+HALF = {"optim.lr": 1.5e-3, "optim.muon-lr": 0.01}
+"""Of protocol-pretrain's rates, which cross-entropy chooses when it is tuned (`python -m experiments.protocol`)."""
 NO_SCHEDULES = {f"method.{name.replace('_', '-')}-schedule": "" for name in MethodConfig.SCHEDULED}
 PUBLISHED = {
     f"method.{f.name.replace('_', '-')}": getattr(MethodConfig(), f.name) for f in dataclasses.fields(MethodConfig)

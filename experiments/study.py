@@ -33,6 +33,8 @@ class StudySettings:
     """Seeds of every entry, from 1 on."""
     tune: bool = True
     """Give every entry its own best learning rate, found with seed 1; else all take their preset's."""
+    tune_only_baselines: bool = False
+    """Tune the baselines alone: cheaper, and to their advantage."""
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Learning rates tried, as multiples of the preset's (both of muon's rates are scaled)."""
     evaluations: int = 8
@@ -194,7 +196,7 @@ Train = Callable[[Sequence[Arm]], list[Outcome]]
 def conduct(
     entries: Sequence[Entry], how: StudySettings, study: str, knobs: Sequence[Knob] = (), by: str = "final"
 ) -> list[Row]:
-    """Tune every entry over `knobs` in turn, train it with every seed; rows in the order of the entries.
+    """Tune entries over `knobs` in turn, train all of them with every seed; rows in the order of the entries.
 
     A choice is made by the cross-entropy of seed 1's "final" or "best" evaluation.
     """
@@ -203,8 +205,9 @@ def conduct(
     ]
     folder = (how.runs or ROOT / "runs" / study).resolve()  # the runs start in ROOT
     train: Train = partial(run_all, folder=folder, jobs=how.jobs, threads=how.threads)
+    tuned = [search for search in searches if search.entry.baseline or not how.tune_only_baselines]
     for knob in knobs if how.tune else ():
-        tune(searches, knob, train, by)
+        tune(tuned, knob, train, by)
     seeds = range(1, how.seeds + 1)
     outcomes = iter(train([search.arm(seed) for search in searches for seed in seeds]))
     return [row_of(search, [next(outcomes) for _ in seeds]) for search in searches]

@@ -126,7 +126,8 @@ def heading(title: str, made: Mapping[str, Any], how: StudySettings, rows: Seque
     """Title, command, machine and conditions of a study."""
     seeds = f"Seeds 1 to {how.seeds}; mean ± standard deviation over seeds" if how.seeds > 1 else "One seed"
     tuned, text = any(row.choice for row in rows), validated_on(how)
-    search = " Rows are tuned alike, by seed 1, over grids that grow to enclose the best or up to a limit."
+    whom = "The baseline alone is tuned" if how.tune_only_baselines else "Rows are tuned alike"
+    search = f" {whom}, by seed 1, over grids that grow to enclose the best or up to a limit."
     return [
         f"# {title}",
         "",

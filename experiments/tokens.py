@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from cli import parse, run_main
 from config import require
 from experiments.figures import Line, chart
-from experiments.rivals import optimizer, rival
+from experiments.rivals import HALF, optimizer, rival
 from experiments.study import Entry, Row, StudySettings, common, conduct, publish, rate, stamp
 from experiments.tables import page, spread, values_of
 
@@ -66,7 +66,7 @@ def crossing(points: Sequence[tuple[float, float]], target: float) -> Crossing:
 def entries(settings: Settings) -> list[Entry]:
     """Cross-entropy at full length, AvataRL at every fraction of it."""
     own = optimizer(settings.optimizer)
-    made = [rival("cross-entropy", own)]
+    made = [rival("cross-entropy", {**own, **(HALF if settings.optimizer == "muon" else {})})]
     for fraction in sorted(set(settings.fractions)):
         label = "AvataRL, all the steps" if fraction == 1 else f"AvataRL, {fraction:g} of the steps"
         steps = max(1, round(fraction * settings.steps))

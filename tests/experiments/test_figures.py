@@ -97,7 +97,7 @@ def test_parts_of_a_stack_keep_their_frames():
 
 
 def test_the_height_fits_what_is_to_be_seen():
-    """Catches a frame that cuts the beginning of a line that is wanted whole, and a loss's first steps that flatten it."""
+    """Catches a frame that cuts the beginning of a line that is wanted whole, and first steps that flatten a loss."""
     line = Line("falling", [(0.1, [9.0]), (0.5, [2.0]), (1.0, [1.0])])
 
     def first_height(whole: bool) -> float:

@@ -1,5 +1,6 @@
 """Tuning, seeds, equal time, and what a study writes."""
 
+import dataclasses
 import json
 import math
 
@@ -19,6 +20,7 @@ from experiments.study import (
     stamp,
     steps_for_equal_time,
 )
+from experiments.tables import heading
 from tests.experiments.builders import PRESET, Trainer, row
 
 PEAK = 3e-3  # of the protocol's AdamW
@@ -98,6 +100,19 @@ def test_one_thing_is_tuned_after_the_other(trainer, tmp_path):
     second = [a for a in runs.asked if "dropout" in a.label]
     assert second and all(a.settings["optim.lr"] == pytest.approx(2 * PEAK) for a in second)
     assert {a.seed for a in runs.asked} == {1}
+
+
+def test_the_baseline_alone_can_be_tuned(trainer, tmp_path):
+    """Catches a rival that is tuned where only its baseline should be, and a page that says they were tuned alike."""
+    trainer(lambda settings: [1.0 + abs(settings.get("optim.lr", PEAK) - PEAK / 2)])
+    how = StudySettings(seeds=1, tune_only_baselines=True, runs=tmp_path)
+    entries = [Entry("theirs", PRESET, baseline=True), Entry("ours", PRESET, {"model.bias": True})]
+    rows = conduct(entries, how, "s", [rate(how)])
+    assert [found.choice for found in rows] == [{"rate": 0.5}, {}]
+    assert "optim.lr" not in rows[1].outcomes[0].arm.settings
+    said = [dataclasses.replace(row("theirs", [[1.0]], baseline=True), choice={"rate": 0.5})]
+    text = "\n".join(heading("T", stamp("s", []), how, said))
+    assert "The baseline alone is tuned, by seed 1" in text and "alike" not in text
 
 
 def test_untuned_entries_keep_their_rates(trainer, tmp_path):
