@@ -11,7 +11,7 @@ speak at once, of the last 1, 2, … tokens and of words and lines (mixed_contex
     p_j(w) = (c_j(w) + λ U_j p_i(w)) / (C_j + λ U_j),
 
 with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls back
-on. Network and b learn from stretches of the training text, each judged by its contexts in all the rest. That is new
+on. Network and b learn from thirds of the training text, each judged by its contexts in the other two. That is new
 text, as validation text will be: judged without their own occurrence alone, positions of a text are far easier than
 new ones, for what is peculiar to their page still counts, and long contexts are believed too soon.
 
@@ -35,12 +35,12 @@ from avatarl.stored import read_stored, write_stored
 from config import require
 
 MAX_VOCABULARY = 2**TOKEN_BITS
-LAYOUT = 1  # of a stored network; another number makes every stored one foreign
+LAYOUT = 2  # of a stored network; another number makes every stored one foreign
 BACKOFF = 4.0  # λ
 HIDDEN = 32
 FIT_POSITIONS = 30_000
 FIT_ENTRIES = 2**27  # log-probabilities that the fit looks at: fewer positions of large vocabularies
-FIT_BLOCKS = 5  # stretches that are judged by the rest, each a tenth of the text
+FIT_PARTS = 3  # of the text, each judged by the others: of more parts, the rest is too much like what is held out
 FIT_STEPS = 800
 FIT_BATCH = 1024
 FIT_BATCH_ENTRIES = 2**21  # log-probabilities in a batch: fewer positions of large vocabularies
@@ -168,7 +168,7 @@ class MixedCritic:
         """Fit the network, or take over what was fitted to the same text in the same way."""
         if folder is None:
             return fit(self, keys, entry_of)
-        sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_BLOCKS)
+        sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_PARTS)
         fitting = (BACKOFF, HIDDEN, FIT_STEPS, FIT_BATCH, FIT_BATCH_ENTRIES, FIT_RATE, FIT_DECAY)
         told = repr((LAYOUT, self.contexts.settings, sample, fitting)).encode()
         digest = hashlib.sha256(told + self.corpus.numpy().tobytes()).hexdigest()
@@ -247,23 +247,22 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of FIT_BLOCKS stretches of the corpus, each judged by the counts of all the rest.
+    """Positions of every one of FIT_PARTS parts of the corpus, judged by the counts of the others.
 
     keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V), what is known of the contexts
     (n, 2 J), and gold (n,). The unigram, which speaks where no context was seen, is that of the whole text.
     """
     length, (experts, vocab_size) = len(keys), (keys.shape[1], critic.vocab_size)
-    each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // FIT_BLOCKS)
+    each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // FIT_PARTS)
     draw, found = torch.Generator().manual_seed(0), []
-    for block in range(FIT_BLOCKS):
-        middle, half = int((block + 0.5) * length / FIT_BLOCKS), length // (4 * FIT_BLOCKS)
-        start, stop = middle - half, min(length, middle + half + 1)
+    for part in range(FIT_PARTS):
+        start, stop = part * length // FIT_PARTS, (part + 1) * length // FIT_PARTS
         taken = entry_of[start:stop]
         gone = torch.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
         rest = critic.counts._replace(counts=critic.counts.counts - gone)
         places = start + torch.randperm(stop - start, generator=draw)[:each]
-        for part in _chunks(len(places), CHUNK_ENTRIES // (experts * vocab_size)):
-            here = places[part]
+        for some in _chunks(len(places), CHUNK_ENTRIES // (experts * vocab_size)):
+            here = places[some]
             log_p, known = critic.experts(rest.after(rest.find(keys[here]), vocab_size))
             found.append((log_p, known, critic.corpus[here + 1]))
     log_p, known, gold = map(torch.cat, zip(*found, strict=True))
@@ -271,7 +270,7 @@ def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tenso
 
 
 def fit(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> None:
-    """Teach the critic's weigher what its experts are worth on held-out stretches, from a fixed seed."""
+    """Teach the critic's weigher what its experts are worth on text that their counts lack, from a fixed seed."""
     log_p, known, gold = held_out(critic, keys, entry_of)
     draw, weigher = torch.Generator().manual_seed(1), critic.weigher
     weigher.reset(known, draw)

@@ -122,9 +122,9 @@ def test_the_network_learns_from_what_the_rest_says(strings):
     log_p, known, gold = held_out(critic, keys, entry_of)
     oracle, expected = Oracle(critic, CORPUS.tolist(), strings), []
     length = len(CORPUS) - 1
-    for block in range(mixed.FIT_BLOCKS):
-        middle, half = int((block + 0.5) * length / mixed.FIT_BLOCKS), length // (4 * mixed.FIT_BLOCKS)
-        places = range(middle - half + 1, middle + half + 2)  # of the tokens to foretell
+    for part in range(mixed.FIT_PARTS):
+        start, stop = (i * length // mixed.FIT_PARTS for i in (part, part + 1))
+        places = range(start + 1, stop + 1)  # of the tokens to foretell
         for place in places:
             own_log_p, own_known = oracle.experts(oracle.views[place - 1], places)
             expected.append([CORPUS[place], *own_known.tolist(), *own_log_p.flatten().tolist()])
