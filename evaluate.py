@@ -81,6 +81,12 @@ def reliability(tally: Tally) -> list[dict[str, float]]:
     return [{"confidence": c / n, "accuracy": h / n, "tokens": n} for c, h, n in rows if n]
 
 
+def overconfidence(tally: Tally) -> float:
+    """Mean probability of the likeliest token, minus how often it was right: below 0 the model is too modest."""
+    confidence, hits, tokens = tally.bins.sum(-1).tolist()
+    return (confidence - hits) / tokens
+
+
 def calibration(parts: Sequence[Calibration]) -> dict[str, Any]:
     """Top-k calibration error of all parts, and what lies beyond the top k; of two halves also the first's best
     temperature, and what it does to the second's cross-entropy. A text of one window has no halves."""
@@ -115,6 +121,7 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
         "text": settings.corpus or run.config.data.val_corpus or f"validation split of {dataset.corpus_name}",
         "tokens": len(dataset.val) - 1,
         **tally.metrics(dataset.val_bytes),
+        "overconfidence": overconfidence(tally),
         "reliability": reliability(tally),
         "calibration": calibration([c for _, c in found]),
         "versions": versions(),
@@ -134,7 +141,8 @@ def show(numbers: dict[str, Any]) -> str:
         f"  perplexity         {numbers['val/ppl']:.3f}",
         f"  bits per byte      {numbers['val/bpb']:.4f}",
         f"  accuracy           {numbers['val/accuracy']:.2%}",
-        f"  calibration error  {numbers['val/ece']:.4f}",
+        f"  calibration error  {numbers['val/ece']:.4f}; the likeliest token is "
+        f"{'too sure' if numbers['overconfidence'] > 0 else 'too modest'} by {abs(numbers['overconfidence']):.4f}",
         f"    of the top {of_top['top']:<2}      {of_top['ece']:.4f}; beyond them {of_top['mass_beyond']:.2%} of the "
         f"mass, and gold in {of_top['gold_beyond']:.2%}",
     ]

@@ -33,6 +33,8 @@ def test_the_numbers_of_the_run_again(place, settings):
     assert sum(row["tokens"] for row in numbers["reliability"]) == numbers["tokens"]
     gap = sum(abs(r["confidence"] - r["accuracy"]) * r["tokens"] for r in numbers["reliability"]) / numbers["tokens"]
     assert gap == pytest.approx(numbers["val/ece"])
+    net = sum((r["confidence"] - r["accuracy"]) * r["tokens"] for r in numbers["reliability"]) / numbers["tokens"]
+    assert net == pytest.approx(numbers["overconfidence"]) and abs(net) <= gap + 1e-9
     assert numbers["calibration"]["top"] == 5 and 0 <= numbers["calibration"]["ece"] <= 1
 
 
@@ -85,6 +87,7 @@ def test_the_page_says_it_all(place):
         "bits per byte",
         "accuracy",
         "calibration error",
+        "the likeliest token is too ",
         "of the top 5",
         "best temperature",
         "n-gram ladder",
