@@ -70,7 +70,10 @@ def merge(*parts: Groups) -> Groups:
 
 
 def hand_over(critic: tuple[float, float], reality: tuple[float, float] | None = None) -> Groups:
-    """Both experts' weights on straight lines from the first step to the last; by default w_r = 1 − w_c."""
+    """Both experts' weights on straight lines from the first step to the last; by default w_r = 1 − w_c.
+
+    Where they sum to more than 1, it is to leave the student as sure as it is right (docs/method.md, section 2).
+    """
     reality = reality or (1 - critic[0], 1 - critic[1])
     weights = {"critic_weight_schedule": critic, "reality_weight_schedule": reality}
     return {"method": {name: f"0:{first:g},1:{last:g}" for name, (first, last) in weights.items()}}

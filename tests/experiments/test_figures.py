@@ -78,7 +78,8 @@ def test_a_seed_joins_its_own_dots():
 def test_little_to_draw_is_drawn(rows):
     """Catches a figure that breaks on one arm, equal ends or none."""
     names = [f"seed {i}" for i in range(len(next(iter(rows.values()), [])))]
-    ElementTree.fromstring(paired(rows, names, "CE"))
+    svg = paired(rows, names, "CE")
+    assert drawn(svg, "svg") and len(drawn(svg, "circle")) == len([v for v in next(iter(rows.values()), []) if v])
 
 
 def test_parts_of_a_stack_keep_their_frames():
