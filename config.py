@@ -126,6 +126,8 @@ class ModelConfig:
     """MLP non-linearity: GPT-2's tanh-GELU, or squared ReLU."""
     qk_norm: bool = False
     """RMS-normalise queries and keys inside each head."""
+    short_conv: int = 0
+    """Tokens before each one that its embedding also hears, by a depthwise causal convolution; 0: as in GPT-2."""
 
     def __post_init__(self) -> None:
         check_fields("model", self)
@@ -146,6 +148,7 @@ class ModelConfig:
             "rotary embeddings need an even head width n-embd / n-head",
         )
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability below 1")
+        require(self.short_conv >= 0, "model.short-conv", self.short_conv, "use 0 (none) or a few tokens, such as 3")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ RENAMED = {
     "mlp.up": "mlp.c_fc",
     "mlp.down": "mlp.c_proj",
 }
-NOT_GPT2 = {"position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True}
+AS_IN_GPT2 = {"position": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "short_conv": 0}
 REQUIRED_OF_HF = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
@@ -84,9 +84,9 @@ def to_hf(model: GPT, end_of_text: int | None = None) -> "GPT2LMHeadModel":
     Raises ConfigError for a model with an option that GPT-2 lacks, or when transformers is not installed.
     """
     config = model.config
-    for name, value in NOT_GPT2.items():
-        flag = f"model.{name.replace('_', '-')}"
-        require(getattr(config, name) != value, flag, value, "GPT-2 has no such thing; it can't be converted")
+    for name, theirs_is in AS_IN_GPT2.items():
+        flag, value = f"model.{name.replace('_', '-')}", getattr(config, name)
+        require(value == theirs_is, flag, value, "GPT-2 has no such thing; it can't be converted")
     transformers = import_transformers()
     theirs = transformers.GPT2Config(
         vocab_size=model.vocab_size,

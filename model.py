@@ -1,6 +1,7 @@
 """GPT-2, the policy: learned positions, pre-LayerNorm, tanh-GELU, tied embedding and head.
 
-Options (off by default): no biases, rotary positions, RMSNorm, squared ReLU, QK-norm. `GPT.hidden` stops
+Options (off by default): no biases, rotary positions, RMSNorm, squared ReLU, QK-norm, and a short convolution that
+lets every embedding hear the tokens before its own. `GPT.hidden` stops
 before the head, so that a loss can take the unembedding in chunks; `GPT.forward` returns logits over the true
 vocabulary. Shapes: B batch, T positions, D width, H heads, C = D / H, V vocabulary.
 
@@ -42,6 +43,8 @@ class KVCache:
 
     store: Tensor
     length: int = 0
+    recent: Tensor | None = None
+    """What the short convolution still needs of the tokens seen last: (B, n, D)."""
 
     @staticmethod
     def empty(config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> "KVCache":
@@ -55,6 +58,19 @@ class KVCache:
         self.store[layer, 0, :, :, self.length : end] = k
         self.store[layer, 1, :, :, self.length : end] = v
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+    def follow(self, x: Tensor, count: int) -> Tensor:
+        """Embeddings x (B, t, D) after those of the `count` tokens before them, 0 where there are none; remembers."""
+        if self.length == 0 or self.recent is None:
+            self.recent = x.new_zeros(len(x), count, x.shape[2])
+        wide = torch.cat((self.recent, x), dim=1)
+        self.recent = wide[:, -count:]
+        return wide
+
+    def repeated(self, times: int) -> "KVCache":
+        """A copy in which every row stands `times` times, one after the other."""
+        recent = None if self.recent is None else self.recent.repeat_interleave(times, dim=0)
+        return KVCache(self.store.repeat_interleave(times, dim=2), self.length, recent)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -81,6 +97,24 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     a, b = x.float().chunk(2, dim=-1)
     cos, sin = table
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)
+
+
+class ShortConvolution(nn.Module):
+    """x_t + Σ_i weight_i ⊙ x_{t−i} over the n tokens before t: depthwise and causal, at first the identity.
+
+    A first layer that finds the last tokens already together need not spend its attention on fetching them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.short_conv, 1, config.n_embd))
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        count, length = len(self.weight), x.shape[1]
+        wide = F.pad(x, (0, 0, count, 0)) if cache is None else cache.follow(x, count)  # (B, n + T, D)
+        for i, weight in enumerate(self.weight, start=1):
+            x = torch.addcmul(x, wide[:, count - i : count - i + length], weight)
+        return x
 
 
 class Attention(nn.Module):
@@ -171,6 +205,7 @@ class GPT(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.wte = nn.Embedding(padded_vocab(vocab_size), config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.conv = ShortConvolution(config) if config.short_conv else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm_f = make_norm(config)
@@ -226,6 +261,8 @@ class GPT(nn.Module):
         limit = self.config.block_size
         require(end <= limit, "tokens", end, f"the context is {limit} tokens")
         x = self.wte(tokens)  # (B, T, D)
+        if self.conv is not None:
+            x = self.conv(x, cache)
         if self.wpe is not None:
             x = x + self.wpe.weight[start:end]
         rotary = None if self.rotary is None else self.rotary[:, start:end]

@@ -250,7 +250,7 @@ def continue_contexts(player: GPT, start: Starts, acting: Acting, log_bigram: An
         read_by = start.tokens if h == 0 else rows  # all samples share their context
         hidden = _last_hidden(player, read_by, end, cache)  # (M or M G, D)
         if h == 0 and cache is not None:
-            cache = KVCache(cache.store.repeat_interleave(samples, dim=2), cache.length)
+            cache = cache.repeated(samples)
         log_pi = log_policy(player, hidden).unflatten(0, (m, -1))  # (M, 1 or G, V)
         reference = log_bigram(read_by[:, end - 1]).unflatten(0, (m, -1))
         actions[..., h] = sample(log_pi, reference, acting, start.draws[..., h])

@@ -125,6 +125,12 @@ class SharedCache(KVCache):
         super().extend(layer, k[self.index], v[self.index])
         return k, v  # a beginning, which nothing precedes
 
+    def follow(self, x: Tensor, count: int) -> Tensor:
+        wide = super().follow(x, count)
+        if self.recent is not None and len(x) < len(self.index):
+            self.recent = self.recent[self.index]
+        return wide
+
 
 def distinct_contexts(tokens: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     """The different rows of tokens (M, T) or (1, T), and which of them each candidate has; None: its own."""

@@ -19,7 +19,15 @@ OPTIONS: list[dict] = [
     {"norm": "rmsnorm"},
     {"activation": "relu2"},
     {"qk_norm": True},
-    {"bias": False, "position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True},
+    {"short_conv": 3},
+    {
+        "bias": False,
+        "position": "rope",
+        "norm": "rmsnorm",
+        "activation": "relu2",
+        "qk_norm": True,
+        "short_conv": 2,
+    },
 ]
 
 

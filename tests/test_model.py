@@ -20,7 +20,15 @@ OPTIONS: list[dict] = [
     {"norm": "rmsnorm"},
     {"activation": "relu2"},
     {"qk_norm": True},
-    {"bias": False, "position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True},
+    {"short_conv": 3},
+    {
+        "bias": False,
+        "position": "rope",
+        "norm": "rmsnorm",
+        "activation": "relu2",
+        "qk_norm": True,
+        "short_conv": 2,
+    },
 ]
 
 
@@ -145,6 +153,21 @@ def test_cost_is_what_pytorch_counts():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(3, 16, dtype=torch.long))
     assert counter.get_total_flops() == 3 * 16 * model.flops_per_token()
+
+
+def test_the_short_convolution_is_its_formula():
+    """Catches a weight of another token's, a shift by one, and a start that is not the plain model's."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**TINY, short_conv=2), 11)
+    assert model.conv is not None
+    x = torch.randn(2, 12, 16)
+    assert torch.equal(model.conv(x, None), x)
+    with torch.no_grad():
+        model.conv.weight.normal_()
+    found, (one, two) = model.conv(x, None), model.conv.weight[:, 0]
+    torch.testing.assert_close(found[:, 0], x[:, 0])
+    torch.testing.assert_close(found[:, 1], x[:, 1] + one * x[:, 0])
+    torch.testing.assert_close(found[:, 7], x[:, 7] + one * x[:, 6] + two * x[:, 5])
 
 
 @given(i=st.integers(0, 63), j=st.integers(0, 63), shift=st.integers(0, 63), seed=st.integers(0, 99))

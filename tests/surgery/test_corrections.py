@@ -21,6 +21,7 @@ from tests.surgery.patients import BLOCK, VOCAB, bits, patient, random_actions, 
 OPTIONS: list[dict] = [
     {},
     {"bias": False, "position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True},
+    {"short_conv": 2},
 ]
 
 

@@ -44,7 +44,10 @@ def test_schedules_of_extreme_length_stay_within_0_and_1(warmup, steps):
     assert all(0 < lr_share(step, steps, config) <= 1 for step in range(steps + 3))
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": False, "position": "rope", "norm": "rmsnorm", "qk_norm": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False, "position": "rope", "norm": "rmsnorm", "qk_norm": True}, {"short_conv": 2}],
+)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_learns_once(name, options):
     """Catches a parameter that no optimiser has, or two have (the tied embedding is one)."""
@@ -69,13 +72,13 @@ def test_muon_has_the_matrices_of_the_blocks():
 
 
 def test_adamw_decays_matrices_only():
-    """Catches decay of norms and biases, or of nothing."""
-    module = objective()
+    """Catches decay of norms, biases and short convolutions, or of nothing."""
+    module = objective(short_conv=2)
     (adamw,) = build_optimizers(module, OptimConfig(weight_decay=0.1, beta1=0.8, beta2=0.99))
     decayed = [p for g in adamw.param_groups if g["weight_decay"] == 0.1 for p in g["params"]]
     spared = [p for g in adamw.param_groups if g["weight_decay"] == 0.0 for p in g["params"]]
     assert decayed and spared and len(decayed) + len(spared) == len(list(module.parameters()))
-    assert all(p.ndim == 2 for p in decayed) and all(p.ndim == 1 for p in spared)
+    assert all(p.ndim == 2 for p in decayed) and all(p.ndim != 2 for p in spared)
     assert all(g["betas"] == (0.8, 0.99) for g in adamw.param_groups)
 
 

@@ -49,7 +49,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "train_grad_accum": 4,  # two on each of two processes
     },
     "imagined windows, accumulation": {"method_imagined_windows": 2, "train_grad_accum": 2},
-    "student contexts, rotary": {"method_context": "student", "model_position": "rope", "model_qk_norm": True},
+    "student contexts, rotary": {
+        "method_context": "student",
+        "model_position": "rope",
+        "model_qk_norm": True,
+        "model_short_conv": 2,
+    },
 }
 
 
