@@ -5,7 +5,8 @@
 
 hf: a folder that transformers loads, `AutoModelForCausalLM.from_pretrained("OUT")` and the same for
 `AutoTokenizer`: safetensors weights, configuration and tokenizer of a GPT2LMHeadModel. Models with rotary
-positions, RMSNorm, squared ReLU or QK-norm are refused: GPT-2 has no such thing.
+positions, RMSNorm, squared ReLU, QK-norm or a short convolution, as the default preset's, are refused: GPT-2 has no
+such thing. The protocol's presets and `avatarl-classic` train models that it can express.
 """
 
 import os

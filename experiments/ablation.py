@@ -108,6 +108,8 @@ MODEL: Variants = {
     "4 heads": {"model.n-head": 4},
     "learned positions": {"model.position": "learned"},
     "no QK-norm": {"model.qk-norm": False},
+    "no short convolution": {"model.short-conv": 0},
+    "short convolution over 6 tokens": {"model.short-conv": 6},
     "squared ReLU": {"model.activation": "relu2"},
     "float32": {"run.dtype": "float32"},
     "AdamW": {"optim.name": "adamw"},
