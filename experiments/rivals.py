@@ -42,11 +42,12 @@ def rival(method: str, settings: Mapping[str, Any] | None = None, label: str = "
     return Entry(label or method, settings={"run.dtype": "float32", **(settings or {})}, **chosen)
 
 
-def falling(first: float, last: float) -> dict[str, Any]:
-    """w_c on a straight line from the first step to the last, w_r = 1 − w_c."""
+def falling(first: float, last: float, reality: tuple[float, float] | None = None) -> dict[str, Any]:
+    """w_c on a straight line from the first step to the last, and w_r on one of its own, or as 1 − w_c."""
+    begin, end = reality or (1 - first, 1 - last)
     return {
         "method.critic-weight-schedule": f"0:{first:g},1:{last:g}",
-        "method.reality-weight-schedule": f"0:{1 - first:g},1:{1 - last:g}",
+        "method.reality-weight-schedule": f"0:{begin:g},1:{end:g}",
     }
 
 

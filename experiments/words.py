@@ -2,11 +2,12 @@
 
     python -m experiments.words                          wikitext-2 below $AVATARL_DATA or data/: train on its test.txt
     python -m experiments.words --train A.txt --val B.txt --vocabulary 2048
-    python -m experiments.words --judges suffix mixed --falls 0.9:0.6 0.8:0.1 --windows 0 2
+    python -m experiments.words --judges suffix mixed --falls 0.9:0.6 0.8:0.1 0.93:0.7/0.1:0.4 --windows 0 2
 
 The protocol's model, batches and lengths. Every judge is built from the training text alone; each is tried with every
-hand-over of the vote (the critic's weight at the first and at the last step) and with every number of windows that it
-writes beside each of the corpus's, which cost time, but no tokens; all entries are tuned alike.
+hand-over of the vote (the critic's weight at the first and at the last step, and after a stroke reality's, where it is
+not the rest) and with every number of windows that it writes beside each of the corpus's, which cost time, but no
+tokens; all entries are tuned alike.
 `python -m experiments.judges --tokenizer bpe` says what the judges know by themselves. Writes results/words/:
 record.json, runs.jsonl, table.md and figure.svg.
 """
@@ -48,7 +49,7 @@ class Settings(StudySettings):
     judges: tuple[str, ...] = ("mixed",)
     """AvataRL's critics: ngram, mixed, suffix."""
     falls: tuple[str, ...] = ("0.9:0.6", "0.8:0.1")
-    """Hand-overs tried, as first:last weight of the critic; reality has the rest."""
+    """Hand-overs tried: first:last weight of the critic, reality having the rest, or critic's/reality's."""
     windows: tuple[int, ...] = (0,)
     """Numbers of imagined windows tried, beside each window of the corpus."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -74,15 +75,16 @@ class Settings(StudySettings):
         return {**{key: text_file(path) for key, path in texts.items()}, **tokens, **super().further}
 
 
-def ends(fall: str) -> tuple[float, float]:
-    """ "0.9:0.6" as two weights. Raises ConfigError for anything else."""
-    first, _, last = fall.partition(":")
+def ends(fall: str) -> list[tuple[float, float]]:
+    """Pairs of weights, the critic's first, of "0.9:0.6" or "0.93:0.7/0.1:0.4". Raises ConfigError for others."""
     try:
-        weights = float(first), float(last)
+        pairs = [(float(first), float(last)) for first, last in (pair.split(":") for pair in fall.split("/"))]
     except ValueError:
-        raise ConfigError(f"falls = {fall!r}: write first:last, such as 0.9:0.6") from None
-    require(all(0 <= weight <= 1 for weight in weights), "falls", fall, "use weights from 0 to 1")
-    return weights
+        pairs = []
+    if not 1 <= len(pairs) <= 2:
+        raise ConfigError(f"falls = {fall!r}: write first:last, such as 0.9:0.6, or the critic's/reality's")
+    require(all(0 <= w <= 1 for pair in pairs for w in pair), "falls", fall, "use weights from 0 to 1")
+    return pairs
 
 
 def text_file(name: str) -> str:
@@ -102,9 +104,11 @@ def entries(settings: Settings) -> list[Entry]:
     own = optimizer(settings.optimizer)
     made = [rival("cross-entropy", own)]
     for judge, fall, count in product(settings.judges, settings.falls, settings.windows):
-        first, last = ends(fall)
-        label = f"AvataRL, {judge}, w_c {first:g} → {last:g}" + (f", {count} imagined" if count else "")
-        ours = {**own, **JUDGES[judge], **falling(first, last), "method.imagined-windows": count}
+        (first, last), *reality = ends(fall)
+        label = f"AvataRL, {judge}, w_c {first:g} → {last:g}"
+        label += "".join(f", w_r {begin:g} → {end:g}" for begin, end in reality)
+        label += f", {count} imagined" if count else ""
+        ours = {**own, **JUDGES[judge], **falling(first, last, *reality), "method.imagined-windows": count}
         made.append(rival("AvataRL", ours, label))
     return made
 

@@ -146,6 +146,8 @@ def test_a_size_that_is_none(size):
         (words, {"windows": (-1,)}),
         (words, {"falls": ("0.9",)}),
         (words, {"falls": ("0.9:1.2",)}),
+        (words, {"falls": ("0.9:0.6/0.1",)}),
+        (words, {"falls": ("0.9:0.6/0.1:0.4/0.1:0.4",)}),
     ],
 )
 def test_bad_input(study, settings):
@@ -164,3 +166,18 @@ def test_imagination_is_what_differs():
     many, one = configs["cross-entropy, 4 times the corpus's tokens"], configs["cross-entropy"]
     assert differences(one, many).keys() == {"train.batch_size", "optim.lr", "optim.muon_lr"}
     assert many.train.batch_size == (1 + ours.method.imagined_windows) * plain.train.batch_size
+
+
+@pytest.mark.parametrize(
+    ("fall", "label", "critic", "reality"),
+    [
+        ("0.9:0.6", "w_c 0.9 → 0.6", "0:0.9,1:0.6", "0:0.1,1:0.4"),
+        ("0.93:0.7/0.1:0.4", "w_c 0.93 → 0.7, w_r 0.1 → 0.4", "0:0.93,1:0.7", "0:0.1,1:0.4"),
+    ],
+)
+def test_words_hand_over_as_told(fall, label, critic, reality):
+    """Catches reality's weights taken for the critic's, or thrown away and made to sum to 1."""
+    _, ours = words.entries(words.Settings(falls=(fall,)))
+    assert ours.label == f"AvataRL, mixed, {label}"
+    assert ours.settings["method.critic-weight-schedule"] == critic
+    assert ours.settings["method.reality-weight-schedule"] == reality
