@@ -10,25 +10,9 @@ from hypothesis import strategies as st
 from config import ConfigError, ModelConfig
 from generation import Sampling, context_start, generate, uniform_draws
 from model import GPT
+from tests.model_options import OPTIONS
 
 VOCAB = 13
-OPTIONS: list[dict] = [
-    {},
-    {"bias": False},
-    {"position": "rope"},
-    {"norm": "rmsnorm"},
-    {"activation": "relu2"},
-    {"qk_norm": True},
-    {"short_conv": 3},
-    {
-        "bias": False,
-        "position": "rope",
-        "norm": "rmsnorm",
-        "activation": "relu2",
-        "qk_norm": True,
-        "short_conv": 2,
-    },
-]
 
 
 def tiny(block_size: int = 8, vocab_size: int = VOCAB, **options) -> GPT:

@@ -11,25 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import ConfigError, ModelConfig
 from model import GPT, KVCache, attention_backend, padded_vocab, rotary_table, rotate
+from tests.model_options import OPTIONS
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
-OPTIONS: list[dict] = [
-    {},
-    {"bias": False},
-    {"position": "rope"},
-    {"norm": "rmsnorm"},
-    {"activation": "relu2"},
-    {"qk_norm": True},
-    {"short_conv": 3},
-    {
-        "bias": False,
-        "position": "rope",
-        "norm": "rmsnorm",
-        "activation": "relu2",
-        "qk_norm": True,
-        "short_conv": 2,
-    },
-]
 
 
 def tiny(vocab_size: int = 11, seed: int = 0, **options) -> GPT:

@@ -1,0 +1,19 @@
+"""Models of every kind: plain GPT-2, each option alone, and all of them together."""
+
+OPTIONS: list[dict] = [
+    {},
+    {"bias": False},
+    {"position": "rope"},
+    {"norm": "rmsnorm"},
+    {"activation": "relu2"},
+    {"qk_norm": True},
+    {"short_conv": 3},
+    {
+        "bias": False,
+        "position": "rope",
+        "norm": "rmsnorm",
+        "activation": "relu2",
+        "qk_norm": True,
+        "short_conv": 2,
+    },
+]
