@@ -113,6 +113,14 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         # Nobody's gold speaks for the tail of imagined text, so the action set has to hold nearly all of it.
         merge({"method": {"imagined_windows": 3, "top_k": 32}}, hand_over(critic=(0.93, 0.7), reality=(0.1, 0.4))),
     ),
+    "protocol-imagined-long": (
+        "The same for 8,000 steps: three windows fall to two, and more of the vote goes over to reality",
+        "protocol-imagined",
+        merge(
+            {"train": {"steps": 8000}, "eval": {"every": 1000}, "method": {"imagined_windows_schedule": "0:3,1:2"}},
+            hand_over(critic=(0.93, 0.45), reality=(0.1, 0.7)),
+        ),
+    ),
     "protocol-pretrain": (
         "The comparison protocol, cross-entropy's arm",
         None,
