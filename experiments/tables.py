@@ -186,8 +186,28 @@ def verdicts(rows: Sequence[Row], names: Sequence[str] = ()) -> list[str]:
         ratio = f"at {ece[0] / ece[1]:.2f} times the calibration error" if ece[1] > 0 else "calibration aside"
         sign = "+" if statistics.mean(found) > 0 else ""
         apart = f"{row.entry.label} − {base.entry.label} = {sign}{spread(found)} nats, lower in {below(found)}"
-        said.append(f"- {where}{apart}, {ratio}.")
+        shares = caught_up(row, base)
+        early = "" if math.inf in shares else f" The baseline's end is reached by {shown(shares)} of its tokens."
+        said.append(f"- {where}{apart}, {ratio}.{early}")
     return said
+
+
+def caught_up(row: Row, base: Row) -> list[float]:
+    """For every seed, the share of the baseline's tokens by which an evaluation is down at its last loss; inf: none is.
+
+    The row's rate is then still on its way down, so that a run of that length alone would get there sooner.
+    """
+    found = []
+    for mine, theirs in zip(row.outcomes, base.outcomes, strict=True):
+        down = [e["tokens"] for e in mine.evaluations if e["val/ce"] <= theirs.final["val/ce"]]
+        found.append(min(down, default=math.inf) / theirs.final["tokens"])
+    return found
+
+
+def shown(shares: Sequence[float]) -> str:
+    """Shares, one for every seed, as per cent: "38, 38 and 50 %"."""
+    *first, last = (f"{100 * share:.0f}" for share in shares)
+    return f"{', '.join(first)} and {last} %" if first else f"{last} %"
 
 
 def along(row: Row, base: Row) -> list[str]:

@@ -12,6 +12,7 @@ from experiments.figures import chart, curves, dots, reliability
 from experiments.study import StudySettings, stamp
 from experiments.tables import (
     along,
+    caught_up,
     ce_at,
     columns,
     difference,
@@ -53,6 +54,17 @@ def test_a_row_meets_the_baseline_of_its_own_group():
     lines = markdown([other, BASE, OURS], columns(tuned=False))
     assert [line for line in lines if line.startswith("## ")] == ["## adamw", "## muon"]
     assert "lower in 2 of 3 seeds" in lines[-2]
+
+
+def test_who_is_early_is_told_by_how_much():
+    """Catches tokens counted as shares of the wrong run, and a seed that never gets there passed over."""
+    base = row("theirs", [[3.0, 2.0, 1.8, 1.7], [3.0, 2.0, 1.9, 1.8]], baseline=True)
+    ours = row("ours", [[2.5, 1.7, 1.6, 1.5], [2.5, 1.9, 1.7, 1.9]])
+    late = row("late", [[2.5, 1.6, 1.6, 1.5], [2.5, 1.9, 1.9, 1.9]])
+    assert caught_up(ours, base) == [0.5, 0.75] and caught_up(late, base) == [0.5, math.inf]
+    first, second = verdicts([base, ours, late])
+    assert first.endswith("The baseline's end is reached by 50 and 75 % of its tokens.")
+    assert "reached" not in second and second.endswith("calibration error.")
 
 
 def test_the_best_and_the_end_are_told_apart():
