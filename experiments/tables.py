@@ -187,7 +187,7 @@ def verdicts(rows: Sequence[Row], names: Sequence[str] = ()) -> list[str]:
         sign = "+" if statistics.mean(found) > 0 else ""
         apart = f"{row.entry.label} − {base.entry.label} = {sign}{spread(found)} nats, lower in {below(found)}"
         shares = caught_up(row, base)
-        early = "" if math.inf in shares else f" The baseline's end is reached by {shown(shares)} of its tokens."
+        early = "" if max(shares) >= 1 else f" The baseline's end is reached by {shown(shares)} of its tokens."
         said.append(f"- {where}{apart}, {ratio}.{early}")
     return said
 

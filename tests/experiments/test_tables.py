@@ -57,12 +57,14 @@ def test_a_row_meets_the_baseline_of_its_own_group():
 
 
 def test_who_is_early_is_told_by_how_much():
-    """Catches tokens counted as shares of the wrong run, and a seed that never gets there passed over."""
+    """Catches tokens counted as shares of the wrong run, and a seed passed over that is late or never there."""
     base = row("theirs", [[3.0, 2.0, 1.8, 1.7], [3.0, 2.0, 1.9, 1.8]], baseline=True)
     ours = row("ours", [[2.5, 1.7, 1.6, 1.5], [2.5, 1.9, 1.7, 1.9]])
     late = row("late", [[2.5, 1.6, 1.6, 1.5], [2.5, 1.9, 1.9, 1.9]])
     assert caught_up(ours, base) == [0.5, 0.75] and caught_up(late, base) == [0.5, math.inf]
-    first, second = verdicts([base, ours, late])
+    end = row("end", [[2.5, 1.9, 1.8, 1.7], [2.5, 1.9, 1.9, 1.8]])
+    first, second, third = verdicts([base, ours, late, end])
+    assert caught_up(end, base) == [1, 1] and "reached" not in third
     assert first.endswith("The baseline's end is reached by 50 and 75 % of its tokens.")
     assert "reached" not in second and second.endswith("calibration error.")
 
