@@ -13,7 +13,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cli import parse, run_main
 from config import require
@@ -44,6 +44,8 @@ class Settings(StudySettings):
     """Only those of AvataRL's recipes with these names, and cross-entropy. Unset: all."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of all."""
+    share_of_rate: float = 1.0
+    """AvataRL's learning rates as a multiple of cross-entropy's, before anything is tuned."""
     every: int = 100
     """Steps between evaluations."""
     dropouts: tuple[float, ...] = (0.0, 0.2, 0.4)
@@ -56,6 +58,8 @@ class Settings(StudySettings):
         require(0 < self.share <= 1, "share", self.share, "use a share above 0, up to 1")
         unknown = set(self.only) - set(SIZES[self.size])
         require(not unknown, "only", self.only, f"use some of {', '.join(SIZES[self.size])}")
+        positive = 0 < self.share_of_rate < math.inf
+        require(positive, "share-of-rate", self.share_of_rate, "use a factor above 0, such as 0.5")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
         possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
         require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
@@ -64,8 +68,8 @@ class Settings(StudySettings):
 
 
 def entries(settings: Settings) -> list[Entry]:
-    """All rivals on the share of the text, from the same rates and without dropout."""
-    own = {
+    """All rivals on the share of the text, without dropout, from the rates that they are told."""
+    own: dict[str, Any] = {
         **PRECISION[settings.size],
         "data.train-stop": settings.share,
         "model.dropout": 0.0,
@@ -75,8 +79,11 @@ def entries(settings: Settings) -> list[Entry]:
         "eval.every": settings.every,
         "train.checkpoint-every": settings.every,  # so that the best evaluation has its checkpoint
     }
-    presets = SIZES[settings.size]
-    made = [Entry(method, name, own, baseline=method == "cross-entropy") for method, name in presets.items()]
+    ours = own | {name: settings.share_of_rate * own[name] for name in ("optim.lr", "optim.muon-lr")}
+    made = [
+        Entry(method, name, own if method == "cross-entropy" else ours, baseline=method == "cross-entropy")
+        for method, name in SIZES[settings.size].items()
+    ]
     return [entry for entry in made if entry.baseline or not settings.only or entry.label in settings.only]
 
 
