@@ -44,7 +44,7 @@ class Settings(StudySettings):
     """Only those of AvataRL's recipes with these names, and cross-entropy. Unset: all."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of all."""
-    share_of_rate: float = 1.0
+    pace: float = 1.0
     """AvataRL's learning rates as a multiple of cross-entropy's, before anything is tuned."""
     every: int = 100
     """Steps between evaluations."""
@@ -58,8 +58,8 @@ class Settings(StudySettings):
         require(0 < self.share <= 1, "share", self.share, "use a share above 0, up to 1")
         unknown = set(self.only) - set(SIZES[self.size])
         require(not unknown, "only", self.only, f"use some of {', '.join(SIZES[self.size])}")
-        positive = 0 < self.share_of_rate < math.inf
-        require(positive, "share-of-rate", self.share_of_rate, "use a factor above 0, such as 0.5")
+        positive = 0 < self.pace < math.inf
+        require(positive, "pace", self.pace, "use a factor above 0, such as 0.5")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
         possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
         require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
@@ -79,7 +79,7 @@ def entries(settings: Settings) -> list[Entry]:
         "eval.every": settings.every,
         "train.checkpoint-every": settings.every,  # so that the best evaluation has its checkpoint
     }
-    ours = own | {name: settings.share_of_rate * own[name] for name in ("optim.lr", "optim.muon-lr")}
+    ours = own | {name: settings.pace * own[name] for name in ("optim.lr", "optim.muon-lr")}
     made = [
         Entry(method, name, own if method == "cross-entropy" else ours, baseline=method == "cross-entropy")
         for method, name in SIZES[settings.size].items()

@@ -79,7 +79,7 @@ def test_the_comparison_treats_both_methods_alike():
 
 def test_a_share_of_the_rate_is_avatarls():
     """Catches cross-entropy slowed down with its rival, and one optimiser of two left behind."""
-    theirs, *ours = repeated.entries(repeated.Settings(share_of_rate=0.5))
+    theirs, *ours = repeated.entries(repeated.Settings(pace=0.5))
     assert [theirs.settings[f"optim.{name}"] for name in ("lr", "muon-lr")] == [3e-3, 0.02]
     assert len(ours) == 2
     for entry in ours:
@@ -149,7 +149,7 @@ def test_a_size_that_is_none(size):
         (protocol, {"optimizers": ()}),
         (tokens, {"fractions": (0.0, 1.0)}),
         (repeated, {"share": 0.0}),
-        (repeated, {"share_of_rate": 0.0}),
+        (repeated, {"pace": 0.0}),
         (repeated, {"dropouts": (1.0,)}),
         (repeated, {"decays": ()}),
         (words, {"judges": ("model",)}),
