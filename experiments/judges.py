@@ -70,11 +70,13 @@ class Settings:
 
 
 class Judged(NamedTuple):
-    """One row: cross-entropies in nats, accuracy on validation, seconds to build."""
+    """One row: cross-entropies in nats, accuracy and overconfidence on validation, seconds to build."""
 
     name: str
     val_ce: float
     accuracy: float
+    sure: float
+    """Mean probability of the likeliest token, minus how often it was right: below 0 the judge is too modest."""
     loo_ce: float
     seconds: float
     trust: Trust
@@ -96,11 +98,12 @@ def measure(
     def opinions(tokens: Tensor, positions: Tensor | None) -> Tensor:
         return critic.opinion(tokens, positions).full()  # (N, V)
 
-    nll = hits = count = 0.0
+    nll = hits = sure = count = 0.0
     for tokens, gold, skip in windows(val, context, size):
         log_p = opinions(tokens, None)[skip:]
         nll -= log_p.gather(1, gold[:, None]).sum().item()
         hits += (log_p.argmax(-1) == gold).sum().item()
+        sure += log_p.amax(-1).exp().sum().item()
         count += len(gold)
     own_nll = own_count = 0.0
     for start in range(context, len(train) - size - 1, 4 * size):
@@ -110,7 +113,7 @@ def measure(
         own_nll -= log_p.gather(1, gold[:, None])[context:].sum().item()
         own_count += size - context
     trust = fit_trust(critic, train, critic.vocab_size, TRUST_WINDOW)
-    return Judged(name, nll / count, hits / count, own_nll / max(own_count, 1), seconds, trust)
+    return Judged(name, nll / count, hits / count, (sure - hits) / count, own_nll / max(own_count, 1), seconds, trust)
 
 
 def judged(settings: Settings, dataset: Dataset) -> list[Judged]:
@@ -178,12 +181,15 @@ def page(rows: Sequence[Judged], settings: Settings, made: Mapping[str, Any], da
         "",
         f"Contexts in tokens ({dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} of them). Validation: "
         f"{validation}, {judged_on}, contexts running on through it. Leave-one-out: every "
-        "fourth stretch of the judge's own training text, each position without its own occurrence. Seconds to build.",
+        "fourth stretch of the judge's own training text, each position without its own occurrence. Too sure by: the "
+        "mean probability of the likeliest token minus how often it was right, on validation. Seconds to build.",
         "",
-        "| judge | validation CE, nats | accuracy | leave-one-out CE | seconds |",
-        "|---|---|---|---|---|",
+        "| judge | validation CE, nats | accuracy | too sure by | leave-one-out CE | seconds |",
+        "|---|---|---|---|---|---|",
     ]
-    lines += [f"| {r.name} | {r.val_ce:.4f} | {r.accuracy:.1%} | {r.loo_ce:.4f} | {r.seconds:.1f} |" for r in rows]
+    for r in rows:
+        known = f"{r.val_ce:.4f} | {r.accuracy:.1%} | {r.sure:+.4f}"
+        lines.append(f"| {r.name} | {known} | {r.loo_ce:.4f} | {r.seconds:.1f} |")
     return [*lines, "", *trusts(rows)]
 
 
