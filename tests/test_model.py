@@ -142,7 +142,7 @@ def test_cost_is_what_pytorch_counts():
 def test_the_short_convolution_is_its_formula():
     """Catches a weight of another token's, a shift by one, and a start that is not the plain model's."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(**TINY, short_conv=2), 11)
+    model = GPT(tiny(short_conv=2).config, 11)
     assert model.conv is not None
     x = torch.randn(2, 12, 16)
     assert torch.equal(model.conv(x, None), x)
