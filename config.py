@@ -141,12 +141,8 @@ class ModelConfig:
             f"must be divisible by model.n-head = {self.n_head}; "
             f"try {max(1, round(self.n_embd / self.n_head)) * self.n_head}",
         )
-        require(
-            self.position == "learned" or self.n_embd // self.n_head % 2 == 0,
-            "model.position",
-            self.position,
-            "rotary embeddings need an even head width n-embd / n-head",
-        )
+        turns = self.position == "learned" or self.n_embd // self.n_head % 2 == 0
+        require(turns, "model.position", self.position, "rotary embeddings need an even head width n-embd / n-head")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability below 1")
         require(self.short_conv >= 0, "model.short-conv", self.short_conv, "use 0 (none) or a few tokens, such as 3")
 
