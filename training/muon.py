@@ -27,40 +27,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """About U Vᵀ for each matrix U S Vᵀ of a stack (M, rows, columns), by `steps` iterations in `dtype`."""
+    a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # largest singular value at most 1
-    # A square of singular values leaves bfloat16 too few digits of the small ones.
-    squared = dtype in (torch.float32, torch.float64) and x.shape[-1] >= 2 * x.shape[-2] and steps > 0
-    x = factor(x @ x.mT, steps) @ x if squared else iterated(x, steps)
-    return x.mT if tall else x
-
-
-def iterated(x: Tensor, steps: int) -> Tensor:
-    """Newton and Schulz's iteration x ← (a + b G + c G²) x with G = x xᵀ, of a stack (M, short, long)."""
-    a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT  # (M, short, short)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def factor(gram: Tensor, steps: int) -> Tensor:
-    """What `iterated` multiplies x by in all its steps, from G = x xᵀ (M, short, short) alone.
-
-    Every step's factor Z = a + b G + c G² makes the next G = Z G Z: products of the short side, which save a third of
-    the work and more where x is three times as long as it is short, as all but one of a block's matrices are.
-    """
-    a, b, c = COEFFICIENTS
-    made = None
-    for step in range(steps):
-        z = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        z.diagonal(dim1=-2, dim2=-1).add_(a)
-        made = z if made is None else z @ made
-        if step + 1 < steps:
-            gram = z @ gram @ z
-    assert made is not None
-    return made
+    return x.mT if tall else x
 
 
 def own_rows(matrix: Tensor) -> Tensor:
