@@ -6,6 +6,7 @@ from typing import Any
 
 from config import CriticConfig, MethodConfig
 from experiments.study import Entry
+from presets import hand_over
 
 METHODS = {"cross-entropy": "protocol-pretrain", "AvataRL": "protocol-avatarl"}
 OPTIMIZERS = ("muon", "adamw")
@@ -44,11 +45,8 @@ def rival(method: str, settings: Mapping[str, Any] | None = None, label: str = "
 
 def falling(first: float, last: float, reality: tuple[float, float] | None = None) -> dict[str, Any]:
     """w_c on a straight line from the first step to the last, and w_r on one of its own, or as 1 − w_c."""
-    begin, end = reality or (1 - first, 1 - last)
-    return {
-        "method.critic-weight-schedule": f"0:{first:g},1:{last:g}",
-        "method.reality-weight-schedule": f"0:{begin:g},1:{end:g}",
-    }
+    made = hand_over((first, last), reality)["method"]
+    return {f"method.{name.replace('_', '-')}": knots for name, knots in made.items()}
 
 
 def optimizer(name: str) -> dict[str, Any]:
