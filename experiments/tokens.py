@@ -2,6 +2,7 @@
 
     python -m experiments.tokens                         three seeds, 2,000 steps, fractions 0.4 to 1 of them
     python -m experiments.tokens --optimizer adamw --fractions 0.3 0.5 0.7 1
+    python -m experiments.tokens --recipe protocol-imagined-long --steps 8000 --fractions 0.5 1
 
 Every fraction is a run of its own with a whole schedule: a curve cut short at a high rate says little about where a
 shorter run ends. Between the two fractions where AvataRL's final loss crosses cross-entropy's, tokens are
@@ -32,7 +33,7 @@ class Settings(StudySettings):
     """Lengths of AvataRL's runs, as shares of the steps."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of both."""
-    recipe: Literal["protocol-avatarl", "protocol-imagined"] = "protocol-avatarl"
+    recipe: Literal["protocol-avatarl", "protocol-imagined", "protocol-imagined-long"] = "protocol-avatarl"
     """AvataRL's preset; an imagined window counts as work, not as tokens."""
 
     def __post_init__(self) -> None:

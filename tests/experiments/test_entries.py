@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "sizes": (sizes, sizes.Settings()),
     "tokens": (tokens, tokens.Settings()),
     "tokens, imagined": (tokens, tokens.Settings(recipe="protocol-imagined")),
+    "tokens, 8,000 steps": (tokens, tokens.Settings(recipe="protocol-imagined-long", steps=8000, fractions=(1.0,))),
     "words": (words, words.Settings(judges=tuple(words.JUDGES), windows=(0, 2))),
 }
 STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
