@@ -18,6 +18,7 @@ from typing import Any, Literal
 from cli import parse, run_main
 from config import require
 from experiments.figures import curves
+from experiments.rivals import ends, falling
 from experiments.study import Entry, Knob, Row, StudySettings, conduct, publish, rate, stamp
 from experiments.tables import CHOICE, LABEL, SECONDS, TRIED, Column, difference, gap_text, gaps, metric, page
 
@@ -46,6 +47,8 @@ class Settings(StudySettings):
     """Optimiser of all."""
     pace: float = 1.0
     """AvataRL's learning rates as a multiple of cross-entropy's, before anything is tuned."""
+    fall: str = ""
+    """AvataRL's hand-over, as `experiments.words --falls` writes it. Unset: the presets'."""
     every: int = 100
     """Steps between evaluations."""
     dropouts: tuple[float, ...] = (0.0, 0.2, 0.4)
@@ -60,6 +63,8 @@ class Settings(StudySettings):
         require(not unknown, "only", self.only, f"use some of {', '.join(SIZES[self.size])}")
         positive = 0 < self.pace < math.inf
         require(positive, "pace", self.pace, "use a factor above 0, such as 0.5")
+        if self.fall:
+            ends(self.fall, "fall")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
         possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
         require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
@@ -80,6 +85,8 @@ def entries(settings: Settings) -> list[Entry]:
         "train.checkpoint-every": settings.every,  # so that the best evaluation has its checkpoint
     }
     ours = own | {name: settings.pace * own[name] for name in ("optim.lr", "optim.muon-lr")}
+    if settings.fall:
+        ours |= falling(*ends(settings.fall, "fall"))
     made = [
         Entry(method, name, own if method == "cross-entropy" else ours, baseline=method == "cross-entropy")
         for method, name in SIZES[settings.size].items()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from config import CriticConfig, MethodConfig
+from config import ConfigError, CriticConfig, MethodConfig, require
 from experiments.study import Entry
 from presets import hand_over
 
@@ -43,10 +43,25 @@ def rival(method: str, settings: Mapping[str, Any] | None = None, label: str = "
     return Entry(label or method, settings={"run.dtype": "float32", **(settings or {})}, **chosen)
 
 
-def falling(first: float, last: float, reality: tuple[float, float] | None = None) -> dict[str, Any]:
+def falling(critic: tuple[float, float], reality: tuple[float, float] | None = None) -> dict[str, Any]:
     """w_c on a straight line from the first step to the last, and w_r on one of its own, or as 1 − w_c."""
-    made = hand_over((first, last), reality)["method"]
+    made = hand_over(critic, reality)["method"]
     return {f"method.{name.replace('_', '-')}": knots for name, knots in made.items()}
+
+
+def ends(fall: str, name: str = "falls") -> list[tuple[float, float]]:
+    """What `falling` wants, of "0.9:0.6" or "0.93:0.7/0.1:0.4": the critic's weights, and reality's where told.
+
+    name: the option that was given, for the ConfigError that others raise.
+    """
+    try:
+        pairs = [(float(first), float(last)) for first, last in (pair.split(":") for pair in fall.split("/"))]
+    except ValueError:
+        pairs = []
+    if not 1 <= len(pairs) <= 2:
+        raise ConfigError(f"{name} = {fall!r}: write first:last, such as 0.9:0.6, or the critic's/reality's")
+    require(all(0 <= w <= 1 for pair in pairs for w in pair), name, fall, "use weights from 0 to 1")
+    return pairs
 
 
 def optimizer(name: str) -> dict[str, Any]:

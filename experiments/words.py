@@ -24,7 +24,7 @@ from config import ConfigError, require
 from data.corpora import DATA_FOLDER
 from experiments.arms import ROOT
 from experiments.figures import curves
-from experiments.rivals import falling, optimizer, rival
+from experiments.rivals import ends, falling, optimizer, rival
 from experiments.study import Entry, StudySettings, conduct, publish, rate, stamp
 from experiments.tables import page, verdicts
 
@@ -75,18 +75,6 @@ class Settings(StudySettings):
         return {**{key: text_file(path) for key, path in texts.items()}, **tokens, **super().further}
 
 
-def ends(fall: str) -> list[tuple[float, float]]:
-    """Pairs of weights, the critic's first, of "0.9:0.6" or "0.93:0.7/0.1:0.4". Raises ConfigError for others."""
-    try:
-        pairs = [(float(first), float(last)) for first, last in (pair.split(":") for pair in fall.split("/"))]
-    except ValueError:
-        pairs = []
-    if not 1 <= len(pairs) <= 2:
-        raise ConfigError(f"falls = {fall!r}: write first:last, such as 0.9:0.6, or the critic's/reality's")
-    require(all(0 <= w <= 1 for pair in pairs for w in pair), "falls", fall, "use weights from 0 to 1")
-    return pairs
-
-
 def text_file(name: str) -> str:
     """Where a text lies, seen from the checkout: the path given, or one below $AVATARL_DATA or data/.
 
@@ -104,11 +92,11 @@ def entries(settings: Settings) -> list[Entry]:
     own = optimizer(settings.optimizer)
     made = [rival("cross-entropy", own)]
     for judge, fall, count in product(settings.judges, settings.falls, settings.windows):
-        (first, last), *reality = ends(fall)
+        (first, last), *reality = weights = ends(fall)
         label = f"AvataRL, {judge}, w_c {first:g} → {last:g}"
         label += "".join(f", w_r {begin:g} → {end:g}" for begin, end in reality)
         label += f", {count} imagined" if count else ""
-        ours = {**own, **JUDGES[judge], **falling(first, last, *reality), "method.imagined-windows": count}
+        ours = {**own, **JUDGES[judge], **falling(*weights), "method.imagined-windows": count}
         made.append(rival("AvataRL", ours, label))
     return made
 

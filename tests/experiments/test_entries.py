@@ -87,6 +87,16 @@ def test_a_share_of_the_rate_is_avatarls():
         assert [entry.settings[f"optim.{name}"] for name in ("lr", "muon-lr")] == [1.5e-3, 0.01]
 
 
+def test_repeated_text_is_handed_over_as_told():
+    """Catches a hand-over that cross-entropy gets too, which would train it anew, and one that is not applied."""
+    theirs, *ours = repeated.entries(repeated.Settings(fall="0.95:0.8/0.1:0.4"))
+    plainly, *_ = repeated.entries(repeated.Settings())
+    assert theirs == plainly
+    for entry in ours:
+        assert entry.settings["method.critic-weight-schedule"] == "0:0.95,1:0.8"
+        assert entry.settings["method.reality-weight-schedule"] == "0:0.1,1:0.4"
+
+
 def test_published_is_published():
     """Catches a recipe that changes what its rival 'published settings' means."""
     (entry,) = [e for e in compare.entries(compare.Settings(optimizers=("muon",))) if "published" in e.label]
@@ -151,6 +161,7 @@ def test_a_size_that_is_none(size):
         (tokens, {"fractions": (0.0, 1.0)}),
         (repeated, {"share": 0.0}),
         (repeated, {"pace": 0.0}),
+        (repeated, {"fall": "0.9"}),
         (repeated, {"dropouts": (1.0,)}),
         (repeated, {"decays": ()}),
         (words, {"judges": ("model",)}),
