@@ -23,7 +23,12 @@ def take(*sizes: int) -> None:
 
 def peak_of(*calls: tuple[int, ...]) -> int | None:
     """The peak of taking such sizes, MiB, call after call."""
-    return peak_bytes(lambda: [take(*sizes) for sizes in calls], CPU)
+
+    def take_all() -> None:
+        for sizes in calls:
+            take(*sizes)
+
+    return peak_bytes(take_all, CPU)
 
 
 def peak_of_crumbs() -> int | None:
