@@ -33,7 +33,14 @@ RENAMED = {
     "mlp.up": "mlp.c_fc",
     "mlp.down": "mlp.c_proj",
 }
-AS_IN_GPT2 = {"position": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "short_conv": 0}
+AS_IN_GPT2 = {
+    "position": "learned",
+    "norm": "layernorm",
+    "activation": "gelu",
+    "qk_norm": False,
+    "short_conv": 0,
+    "ngram_embed": 0,
+}
 REQUIRED_OF_HF = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),

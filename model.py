@@ -1,7 +1,7 @@
 """GPT-2, the policy: learned positions, pre-LayerNorm, tanh-GELU, tied embedding and head.
 
-Options (off by default): no biases, rotary positions, RMSNorm, squared ReLU, QK-norm, and a short convolution that
-lets every embedding hear the tokens before its own. `GPT.hidden` stops
+Options (off by default): no biases, rotary positions, RMSNorm, squared ReLU, QK-norm, a short convolution that lets
+every embedding hear the tokens before its own, and embeddings of the last few tokens together. `GPT.hidden` stops
 before the head, so that a loss can take the unembedding in chunks; `GPT.forward` returns logits over the true
 vocabulary. Shapes: B batch, T positions, D width, H heads, C = D / H, V vocabulary.
 
@@ -11,7 +11,7 @@ Left out of GPT-2 as published: nothing but its dropout of 0.1, which is a setti
 import copy
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 
 from config import ModelConfig, require
 from kernels import LONGEST_BLOCKED, blocked_attention
+
+HASH_FACTOR = 0x5851F42D4C957F2D  # odd, of 63 bits
+# Adam moves a row that is rarely met as far at a time as one that is met always: it is to count for less.
+NGRAM_SHARE = 0.25
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -43,8 +47,8 @@ class KVCache:
 
     store: Tensor
     length: int = 0
-    recent: Tensor | None = None
-    """What the short convolution still needs of the tokens seen last: (B, n, D)."""
+    recent: dict[str, Tensor] = field(default_factory=dict)
+    """What a part of the model still needs of the tokens seen last, by the part's name: (B, n, …)."""
 
     @staticmethod
     def empty(config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> "KVCache":
@@ -59,17 +63,18 @@ class KVCache:
         self.store[layer, 1, :, :, self.length : end] = v
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
-    def follow(self, x: Tensor, count: int) -> Tensor:
-        """Embeddings x (B, t, D) after those of the `count` tokens before them, 0 where there are none; remembers."""
-        if self.length == 0 or self.recent is None:
-            self.recent = x.new_zeros(len(x), count, x.shape[2])
-        wide = torch.cat((self.recent, x), dim=1)
-        self.recent = wide[:, -count:]
+    def follow(self, part: str, x: Tensor, count: int) -> Tensor:
+        """What `part` makes of t tokens, x (B, t, …), after that of the `count` before, 0 where there are none;
+        remembers the last `count`."""
+        if self.length == 0 or part not in self.recent:
+            self.recent[part] = x.new_zeros(len(x), count, *x.shape[2:])
+        wide = torch.cat((self.recent[part], x), dim=1)
+        self.recent[part] = wide[:, -count:]
         return wide
 
     def repeated(self, times: int) -> "KVCache":
         """A copy in which every row stands `times` times, one after the other."""
-        recent = None if self.recent is None else self.recent.repeat_interleave(times, dim=0)
+        recent = {part: x.repeat_interleave(times, dim=0) for part, x in self.recent.items()}
         return KVCache(self.store.repeat_interleave(times, dim=2), self.length, recent)
 
 
@@ -111,10 +116,47 @@ class ShortConvolution(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         count, length = len(self.weight), x.shape[1]
-        wide = F.pad(x, (0, 0, count, 0)) if cache is None else cache.follow(x, count)  # (B, n + T, D)
+        wide = F.pad(x, (0, 0, count, 0)) if cache is None else cache.follow("conv", x, count)  # (B, n + T, D)
         for i, weight in enumerate(self.weight, start=1):
             x = torch.addcmul(x, wide[:, count - i : count - i + length], weight)
         return x
+
+
+class NgramEmbedding(nn.Module):
+    """Embeddings of the last 2, 3, … n tokens together: tokens (B, T) → (B, T, D), 0 at the start.
+
+    Every length has `ngram_rows` rows, which its stretches of tokens share by hash (Pagnoni et al., 2024, for bytes):
+    what a count of n-grams knows, the first layer need not find out by attention. Looking up costs no products.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.longest, self.rows = config.ngram_embed, config.ngram_rows
+        self.table = nn.Parameter(torch.zeros((self.longest - 1) * self.rows, config.n_embd))
+
+    def forward(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        rows = self.rows_of(tokens, cache).flatten(0, 1)  # (B·T, n − 1)
+        return NGRAM_SHARE * F.embedding_bag(rows, self.table, mode="sum").view(*tokens.shape, -1)
+
+    def rows_of(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """The table's row for the last 2, 3, … n tokens at every place: (B, T, n − 1), int64.
+
+        A row is the top bits of Σ_i token_i · factor^i modulo 2^64; what stands before a text is a token of its own.
+        """
+        before, length = self.longest - 1, tokens.shape[1]
+        named = tokens + 1
+        seen = F.pad(named, (before, 0)) if cache is None else cache.follow("ngrams", named, before)  # (B, n − 1 + T)
+        shift, factor, key, found = 65 - self.rows.bit_length(), HASH_FACTOR, named * HASH_FACTOR, []
+        for i in range(1, self.longest):
+            factor = wrapped(factor * HASH_FACTOR)
+            key = key + seen[:, before - i : before - i + length] * factor
+            found.append((key >> shift & self.rows - 1) + (i - 1) * self.rows)
+        return torch.stack(found, dim=-1)
+
+
+def wrapped(number: int) -> int:
+    """The same modulo 2^64, as an int64."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 class Attention(nn.Module):
@@ -206,6 +248,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(padded_vocab(vocab_size), config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.conv = ShortConvolution(config) if config.short_conv else None
+        self.ngrams = NgramEmbedding(config) if config.ngram_embed else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm_f = make_norm(config)
@@ -263,6 +306,8 @@ class GPT(nn.Module):
         x = self.wte(tokens)  # (B, T, D)
         if self.conv is not None:
             x = self.conv(x, cache)
+        if self.ngrams is not None:
+            x = x + self.ngrams(tokens, cache)
         if self.wpe is not None:
             x = x + self.wpe.weight[start:end]
         rotary = None if self.rotary is None else self.rotary[:, start:end]

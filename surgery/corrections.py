@@ -125,10 +125,10 @@ class SharedCache(KVCache):
         super().extend(layer, k[self.index], v[self.index])
         return k, v  # a beginning, which nothing precedes
 
-    def follow(self, x: Tensor, count: int) -> Tensor:
-        wide = super().follow(x, count)
-        if self.recent is not None and len(x) < len(self.index):
-            self.recent = self.recent[self.index]
+    def follow(self, part: str, x: Tensor, count: int) -> Tensor:
+        wide = super().follow(part, x, count)
+        if len(x) < len(self.index):
+            self.recent[part] = self.recent[part][self.index]
         return wide
 
 

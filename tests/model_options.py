@@ -8,6 +8,7 @@ OPTIONS: list[dict] = [
     {"activation": "relu2"},
     {"qk_norm": True},
     {"short_conv": 3},
+    {"ngram_embed": 4, "ngram_rows": 64},
     {
         "bias": False,
         "position": "rope",
@@ -15,5 +16,7 @@ OPTIONS: list[dict] = [
         "activation": "relu2",
         "qk_norm": True,
         "short_conv": 2,
+        "ngram_embed": 3,
+        "ngram_rows": 16,
     },
 ]

@@ -108,7 +108,14 @@ def test_without_biases():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("position", "rope"), ("norm", "rmsnorm"), ("activation", "relu2"), ("qk_norm", True), ("short_conv", 3)],
+    [
+        ("position", "rope"),
+        ("norm", "rmsnorm"),
+        ("activation", "relu2"),
+        ("qk_norm", True),
+        ("short_conv", 3),
+        ("ngram_embed", 3),
+    ],
 )
 def test_what_gpt2_lacks_is_named(option, value):
     """Catches an option that is silently dropped, which would export another function."""

@@ -24,7 +24,12 @@ from bootstrap.rollouts import (
 )
 from tests.bootstrap.builders import TABLES, V, corpus_batch, log_pi_case, policy, rows_of
 
-POSITIONS = {"learned": {}, "rope": {"position": "rope", "qk_norm": True}, "short": {"short_conv": 2}}
+POSITIONS = {
+    "learned": {},
+    "rope": {"position": "rope", "qk_norm": True},
+    "short": {"short_conv": 2},
+    "n-grams": {"ngram_embed": 3, "ngram_rows": 16},
+}
 
 
 def acting(low: float = 1.0, high: float = 1.0, samples: int = 4, guidance: float = 0.0) -> Acting:

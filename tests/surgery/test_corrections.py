@@ -22,6 +22,7 @@ OPTIONS: list[dict] = [
     {},
     {"bias": False, "position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True},
     {"short_conv": 2},
+    {"ngram_embed": 2, "ngram_rows": 8},
 ]
 
 

@@ -46,7 +46,7 @@ def test_schedules_of_extreme_length_stay_within_0_and_1(warmup, steps):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bias": False, "position": "rope", "norm": "rmsnorm", "qk_norm": True}, {"short_conv": 2}],
+    [{}, {"bias": False, "position": "rope", "norm": "rmsnorm", "qk_norm": True}, {"short_conv": 2, "ngram_embed": 2}],
 )
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_learns_once(name, options):

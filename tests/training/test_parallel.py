@@ -54,6 +54,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "model_position": "rope",
         "model_qk_norm": True,
         "model_short_conv": 2,
+        "model_ngram_embed": 3,
+        "model_ngram_rows": 64,
     },
 }
 
