@@ -31,6 +31,7 @@ from avatarl.critics import DenseOpinion
 from avatarl.mixed_contexts import NOTHING, Contexts
 from avatarl.mixed_counts import TOKEN_BITS, ContextCounts
 from avatarl.ngram_counts import Stream, checked_stream
+from avatarl.ngram_index import look_up
 from avatarl.stored import read_stored, write_stored
 from config import require
 
@@ -78,12 +79,15 @@ class Weigher(nn.Module):
         return self.outer(nn.functional.gelu(self.inner((known - self.mean) / self.scale)))
 
     def scores(self, log_p: Tensor, known: Tensor) -> Tensor:
-        """Logits (N, V) of what the experts, log_p (N, J, V), think together.
+        """Logits (N, V) of what the experts, log_p (J, N, V), think together.
 
         The sum has one order, whatever the rows beside a row, so that resumed and divided runs hear the same.
         """
-        worth = self(known.to(self.bias.dtype)).to(log_p.dtype)
-        return (worth[..., None] * log_p).sum(1) + self.bias.to(log_p.dtype)
+        worth = self(known.to(self.bias.dtype)).to(log_p.dtype)  # (N, J)
+        total = self.bias.to(log_p.dtype).repeat(len(known), 1)
+        for j, of_expert in enumerate(log_p):
+            total.addcmul_(worth[:, j, None], of_expert)
+        return total
 
 
 class MixedCritic:
@@ -211,7 +215,9 @@ class MixedCritic:
         keys = self.contexts.keys(stream, begun, tokens.shape[1]).flatten(0, 1)
         if not self.leave_one_out:
             return keys, None, None
-        theirs = self.contexts.keys(there, begun, tokens.shape[1]).flatten(0, 1)
+        theirs = keys
+        if tokens.is_cuda or not torch.equal(tokens, there[:, back:]):  # a GPU is not asked: that would wait for it
+            theirs = self.contexts.keys(there, begun, tokens.shape[1]).flatten(0, 1)
         inside = (place[:, back:] < last).reshape(-1, 1)  # past its end there is no gold
         gold = self.corpus[(place[:, back:] + 1).clamp_max(last)].flatten()
         return keys, gold, (keys == theirs) & (keys != NOTHING) & inside
@@ -220,24 +226,30 @@ class MixedCritic:
         """Log-probabilities (N, V) after contexts (N, J), without the occurrence of gold (N,) in their `own` (N, J)."""
         made = []
         for part in _chunks(len(keys), CHUNK_ENTRIES // (keys.shape[1] * self.vocab_size)):
-            counts = self.counts.after(self.counts.find(keys[part]), self.vocab_size)
+            rows = self.counts.find(keys[part]).T.contiguous()  # (J, n)
+            counts = self.counts.after(rows, self.vocab_size)
+            total, kinds = look_up(self.counts.totals, rows), look_up(self.counts.kinds, rows)
             if gold is not None and own is not None:
-                counts.scatter_add_(2, gold[part, None, None].expand(*own[part].shape, 1), -own[part, :, None].float())
-            made.append(self.weigher.scores(*self.experts(counts)).log_softmax(-1))
+                left_out, place = own[part].T.float(), gold[part, None].expand(len(rows), -1, 1)
+                kinds = kinds - left_out * (counts.gather(2, place)[..., 0] == 1)
+                total = total - left_out
+                counts.scatter_add_(2, place, -left_out[..., None])
+            made.append(self.weigher.scores(*self.experts(counts, total, kinds)).log_softmax(-1))
         return torch.cat(made)
 
-    def experts(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """What each context thinks, and how well it is known: counts (N, J, V) → log p_j (N, J, V), (N, 2 J)."""
-        total = counts.sum(-1, keepdim=True)
-        kinds = (counts > 0).sum(-1, keepdim=True).float()
-        spread = BACKOFF * kinds
-        p = torch.empty_like(counts)
+    def experts(self, counts: Tensor, total: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """What each context thinks, and how well it is known: log p_j (J, N, V), in place of counts, and (N, 2 J).
+
+        counts (J, N, V); total and kinds (J, N): their sum, and how many are above 0.
+        """
+        spread, p = BACKOFF * kinds, counts
+        own = 1 / (total + spread).clamp_min(1)
+        passed_on = torch.where(total > 0, spread * own, 1.0)  # to the context that this one falls back on
         least = torch.finfo(p.dtype).tiny  # after long runs of one token the others' p is not far from 0
         for j, shorter in enumerate(self.contexts.fallbacks):
-            base = p[:, shorter] if shorter >= 0 else self.unigram
-            mixed = torch.addcmul(counts[:, j], spread[:, j], base) / (total + spread)[:, j].clamp_min(1)
-            p[:, j] = torch.where(total[:, j] > 0, mixed, base)
-        return p.clamp_min_(least).log_(), torch.cat((total, kinds), 1)[..., 0].log1p()
+            base = p[shorter] if shorter >= 0 else self.unigram
+            p[j].mul_(own[j, :, None]).addcmul_(passed_on[j, :, None], base)
+        return p.clamp_min_(least).log_(), torch.cat((total, kinds)).T.log1p()
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -259,12 +271,14 @@ def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tenso
         start, stop = part * length // FIT_PARTS, (part + 1) * length // FIT_PARTS
         taken = entry_of[start:stop]
         gone = torch.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
-        rest = critic.counts._replace(counts=critic.counts.counts - gone)
+        rest = critic.counts.without(gone)
         places = start + torch.randperm(stop - start, generator=draw)[:each]
         for some in _chunks(len(places), CHUNK_ENTRIES // (experts * vocab_size)):
             here = places[some]
-            log_p, known = critic.experts(rest.after(rest.find(keys[here]), vocab_size))
-            found.append((log_p, known, critic.corpus[here + 1]))
+            rows = rest.find(keys[here]).T.contiguous()  # (J, n)
+            sums = look_up(rest.totals, rows), look_up(rest.kinds, rows)
+            log_p, known = critic.experts(rest.after(rows, vocab_size), *sums)
+            found.append((log_p.transpose(0, 1), known, critic.corpus[here + 1]))
     log_p, known, gold = map(torch.cat, zip(*found, strict=True))
     return log_p, known, gold
 

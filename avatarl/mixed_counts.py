@@ -8,6 +8,7 @@ few others are there. Shapes: L tokens, J kinds of context, N positions, V vocab
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avatarl.mixed_contexts import KEY_BITS
@@ -18,7 +19,7 @@ TOKEN_BITS = 63 - KEY_BITS
 
 
 class ContextCounts(NamedTuple):
-    """Rows by key, entries row by row."""
+    """Rows by key, entries row by row, and what these sum to."""
 
     keys: Tensor  # (R,) int64, rising, of rows 1, 2, …; padded at the end
     places: Tensor  # (2^b + 1,) int32: how many keys have lower highest bits
@@ -26,6 +27,8 @@ class ContextCounts(NamedTuple):
     starts: Tensor  # (R + 2,) int64, first entry of each row
     tokens: Tensor  # (E,) int32
     counts: Tensor  # (E,) float32
+    totals: Tensor  # (R + 1,) float32, of all counts of a row
+    kinds: Tensor  # (R + 1,) float32, how many of them are above 0
 
     @staticmethod
     def build(keys: Tensor, following: Tensor) -> tuple["ContextCounts", Tensor]:
@@ -49,15 +52,23 @@ class ContextCounts(NamedTuple):
         crowds = torch.bincount(contexts >> KEY_BITS - bits, minlength=2**bits)
         crowd = int(crowds.max())
         nothing = torch.zeros(1, dtype=torch.int64)
+        starts = torch.cat((nothing, nothing, entries.cumsum(0)))
         table = ContextCounts(
             keys=torch.cat((contexts, torch.full((crowd,), -1))),
             places=torch.cat((nothing, crowds.cumsum(0))).int(),
             crowd=crowd,
-            starts=torch.cat((nothing, nothing, entries.cumsum(0))),
+            starts=starts,
             tokens=(pairs & 2**TOKEN_BITS - 1).int(),
             counts=counts.float(),
+            totals=sums(counts, starts),
+            kinds=starts.diff().float(),
         )
         return table, entry_of.view(keys.shape)
+
+    def without(self, gone: Tensor) -> "ContextCounts":
+        """The same where every entry counts for `gone` (E,) less."""
+        left = self.counts - gone
+        return self._replace(counts=left, totals=sums(left, self.starts), kinds=sums(left > 0, self.starts))
 
     def to(self, device: torch.device | str) -> "ContextCounts":
         """The same on `device`."""
@@ -74,7 +85,7 @@ class ContextCounts(NamedTuple):
         return row
 
     def after(self, rows: Tensor, vocab_size: int) -> Tensor:
-        """How often every token followed the contexts in rows (N, J): (N, J, V) float32."""
+        """How often every token followed the contexts in `rows`, of any shape: (…, V) float32."""
         flat = rows.flatten()
         start = look_up(self.starts, flat)
         many = look_up(self.starts, flat + 1) - start
@@ -83,3 +94,9 @@ class ContextCounts(NamedTuple):
         counts = torch.zeros(len(flat) * vocab_size, device=flat.device)
         counts[n * vocab_size + look_up(self.tokens, entry)] = look_up(self.counts, entry)  # all places differ
         return counts.view(*rows.shape, vocab_size)
+
+
+def sums(values: Tensor, starts: Tensor) -> Tensor:
+    """The sum of every row's whole numbers (E,), whose rows begin at `starts` (R + 2,): (R + 1,) float32."""
+    running = F.pad(values.long().cumsum(0), (1, 0))
+    return running[starts].diff().float()

@@ -82,4 +82,4 @@ class Oracle:
     def log_probs(self, history: Sequence[int], left_out: int | None = None) -> Tensor:
         """What the critic should think after `history`: (V,)."""
         log_p, known = self.experts(self.of(history), range(left_out, left_out + 1) if left_out else range(0))
-        return self.critic.weigher.scores(log_p[None], known[None])[0].log_softmax(-1)
+        return self.critic.weigher.scores(log_p[:, None], known[None])[0].log_softmax(-1)

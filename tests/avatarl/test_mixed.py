@@ -139,7 +139,7 @@ def ordered(rows: list[list[float]]) -> list[list[float]]:
 
 
 def test_a_table_counts_every_place():
-    """Catches an entry that counts for another context, and places whose context cannot be told."""
+    """Catches an entry that counts for another context, places whose context cannot be told, and stale sums."""
     top = 2**KEY_BITS - 1
     keys = torch.tensor([[7, 9, 7, NOTHING, 7, 9], [top, top, top, 21, top, top]]).T
     following = torch.tensor([0, 1, 2, 1, 0, 1])
@@ -147,6 +147,14 @@ def test_a_table_counts_every_place():
     rows = table.find(torch.tensor([[7, top], [9, 21], [NOTHING, 8]]))
     expected = [[[2, 0, 1], [2, 2, 1]], [[0, 2, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
     assert table.after(rows, 3).tolist() == expected
+    assert table.totals[rows].tolist() == [[3, 5], [2, 1], [0, 0]]
+    assert table.kinds[rows].tolist() == [[2, 3], [1, 1], [0, 0]]
+    gone = torch.zeros(len(table.counts))
+    gone[entry_of[2, 0]] = 1  # where 7 is followed by 2, once
+    less = table.without(gone)
+    assert less.after(rows, 3).tolist() == [[[2, 0, 0], [2, 2, 1]], *expected[1:]]
+    assert less.totals[rows].tolist() == [[2, 5], [2, 1], [0, 0]]
+    assert less.kinds[rows].tolist() == [[1, 3], [1, 1], [0, 0]]
     assert entry_of[3, 0] == -1 and (entry_of >= 0).sum() == 11
     for i, j in np.ndindex(tuple(entry_of.shape)):
         if entry_of[i, j] >= 0:
