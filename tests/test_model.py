@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import ConfigError, ModelConfig
-from model import GPT, KVCache, NgramEmbedding, attention_backend, padded_vocab, rotary_table, rotate
+from model import GPT, NGRAM_SHARE, KVCache, NgramEmbedding, attention_backend, padded_vocab, rotary_table, rotate
 from tests.model_options import OPTIONS
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
@@ -179,7 +179,7 @@ def test_ngram_embeddings_are_their_sum():
         model.ngrams.table.normal_()
     rows = model.ngrams.rows_of(tokens, None)
     assert rows.shape == (5, 12, 3) and [len(part.unique()) > 16 for part in rows.unbind(-1)] == [True] * 3
-    torch.testing.assert_close(model.ngrams(tokens, None), 0.25 * model.ngrams.table[rows].sum(-2))
+    torch.testing.assert_close(model.ngrams(tokens, None), NGRAM_SHARE * model.ngrams.table[rows].sum(-2))
 
 
 @given(i=st.integers(0, 63), j=st.integers(0, 63), shift=st.integers(0, 63), seed=st.integers(0, 99))
