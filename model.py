@@ -1,9 +1,9 @@
 """GPT-2, the policy: learned positions, pre-LayerNorm, tanh-GELU, tied embedding and head.
 
-Options (off by default): no biases, rotary positions, RMSNorm, squared ReLU, QK-norm, a short convolution that lets
-every embedding hear the tokens before its own, and embeddings of the last few tokens together. `GPT.hidden` stops
-before the head, so that a loss can take the unembedding in chunks; `GPT.forward` returns logits over the true
-vocabulary. Shapes: B batch, T positions, D width, H heads, C = D / H, V vocabulary.
+Options (off by default): no biases, rotary positions, RMSNorm, exact GELU or squared ReLU, QK-norm, a short
+convolution that lets every embedding hear the tokens before its own, and embeddings of the last few tokens together.
+`GPT.hidden` stops before the head, so that a loss can take the unembedding in chunks; `GPT.forward` returns logits over
+the true vocabulary. Shapes: B batch, T positions, D width, H heads, C = D / H, V vocabulary.
 
 Left out of GPT-2 as published: nothing but its dropout of 0.1, which is a setting here (0 by default).
 """
@@ -11,7 +11,9 @@ Left out of GPT-2 as published: nothing but its dropout of 0.1, which is a setti
 import copy
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -208,18 +210,29 @@ class Attention(nn.Module):
         return y.transpose(1, 2)
 
 
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "gelu-erf": F.gelu,
+    "relu2": relu2,
+}
+
+
 class MLP(nn.Module):
     """Two linear layers, four times the width between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.relu2 = config.activation == "relu2"
+        self.activation = ACTIVATIONS[config.activation]
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)  # (B, T, 4D)
-        return self.down(F.relu(h).square() if self.relu2 else F.gelu(h, approximate="tanh"))
+        return self.down(self.activation(self.up(x)))  # (B, T, 4D) inside
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ OPTIONS: list[dict] = [
     {"position": "rope"},
     {"norm": "rmsnorm"},
     {"activation": "relu2"},
+    {"activation": "gelu-erf"},
     {"qk_norm": True},
     {"short_conv": 3},
     {"ngram_embed": 4, "ngram_rows": 64},

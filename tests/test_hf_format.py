@@ -112,6 +112,7 @@ def test_without_biases():
         ("position", "rope"),
         ("norm", "rmsnorm"),
         ("activation", "relu2"),
+        ("activation", "gelu-erf"),
         ("qk_norm", True),
         ("short_conv", 3),
         ("ngram_embed", 3),
