@@ -1,4 +1,4 @@
-"""The attention of kernels.py against PyTorch's own, forward and backward, on a CPU."""
+"""On a CPU, forward and backward: the attention of kernels.py against PyTorch's own, and the model's activations."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,6 +10,7 @@ from benchmarks.table import Table
 from benchmarks.timing import Arm, Conditions, measure, settle
 from benchmarks.trainers import Shape
 from kernels import blocked_attention
+from model import ACTIVATIONS
 
 SHAPES = (Shape(4, 128, 4, 64, 12), Shape(3, 128, 2, 128, 16), Shape(6, 384, 6, 256, 8))
 EXACT = "PyTorch, float32"
@@ -17,24 +18,25 @@ HALF = torch.bfloat16
 
 
 def tables(conditions: Conditions, shapes: Sequence[Shape] = SHAPES) -> Iterator[Table]:
-    """For each shape: one layer's attention."""
+    """For each shape: one layer's attention, and its activation."""
     if conditions.device.type != "cpu":
         yield Table("Kernels for CPUs", notes=["skipped: a GPU uses PyTorch's or flash-attn's"])
         return
     settle(conditions)
     for shape in shapes:
-        yield attention(shape, conditions, 1 / len(shapes))
+        yield attention(shape, conditions, 0.7 / len(shapes))
+        yield activations(shape, conditions, 0.3 / len(shapes))
 
 
-def arm(name: str, call: Callable[..., Tensor], parts: list[Tensor], gradient: Tensor) -> Arm:
-    """Forward and backward of call(*parts); ratios are to PyTorch's float32."""
+def arm(name: str, call: Callable[..., Tensor], parts: list[Tensor], gradient: Tensor, base: str = EXACT) -> Arm:
+    """Forward and backward of call(*parts); ratios are to the arm `base`."""
 
     def run() -> None:
         call(*parts).backward(gradient)
         for part in parts:
             part.grad = None
 
-    return Arm(name, run, [] if name == EXACT else [EXACT])
+    return Arm(name, run, [] if name == base else [base])
 
 
 def leaves(count: int, size: tuple[int, ...], seed: int) -> dict[torch.dtype, list[Tensor]]:
@@ -67,5 +69,16 @@ def attention(shape: Shape, conditions: Conditions, share: float) -> Table:
     table = measure(
         f"Attention of one layer, {size} (batch, heads, positions, head width)", arms, conditions, share=share
     )
+    table.facts = {"shape": vars(shape)}
+    return table
+
+
+def activations(shape: Shape, conditions: Conditions, share: float) -> Table:
+    """What stands between the two linear layers of a block: (B · T, 4 D), each choice of model.activation."""
+    size = (shape.batch * shape.block, 4 * shape.width)
+    (values,) = leaves(1, size, conditions.seed)[torch.float32]
+    gradient = torch.ones(size)
+    arms = [arm(name, call, [values], gradient, base="gelu") for name, call in ACTIVATIONS.items()]
+    table = measure(f"Activation of one layer, {size}, float32", arms, conditions, share=share)
     table.facts = {"shape": vars(shape)}
     return table

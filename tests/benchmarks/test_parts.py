@@ -94,7 +94,9 @@ def test_without_a_compiler_nothing_is_compiled(quick, corpus, tmp_path, monkeyp
 
 def test_kernels_compute_what_they_are_compared_with(quick, tmp_path):
     """Catches arms of different work: every call of a table gets the same inputs and gives every gradient."""
-    (attention,) = kernels.tables(conditions(tmp_path), [TINY])
+    attention, activations = kernels.tables(conditions(tmp_path), [TINY])
+    assert [row.name for row in activations.rows] == ["gelu", "gelu-erf", "relu2"]
+    assert not any(row.failed for row in activations.rows)
     assert len(attention.rows) == 5 and not any(row.failed for row in attention.rows)
     parts = kernels.leaves(1, (3, 5), seed=1)
     assert torch.equal(parts[torch.float32][0].bfloat16(), parts[torch.bfloat16][0])
