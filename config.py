@@ -123,7 +123,7 @@ class ModelConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before every branch and at the end."""
     activation: Literal["gelu", "gelu-erf", "relu2"] = "gelu"
-    """MLP non-linearity: GPT-2's tanh-GELU, the GELU that this approximates (on a CPU twice as fast), squared ReLU."""
+    """MLP non-linearity: GPT-2's tanh-GELU, the GELU that this approximates (cheaper on a CPU), or squared ReLU."""
     qk_norm: bool = False
     """RMS-normalise queries and keys inside each head."""
     short_conv: int = 0
