@@ -89,8 +89,8 @@ def test_a_whole_step_is_taken_as_measured():
 @pytest.mark.parametrize(
     ("name", "peak", "expected"),
     [
-        ("avatarl-char", 4e11, Sizes(3, 16)),  # 8.6 GFLOP a step
-        ("avatarl-char", 2e9, Sizes(3, 1)),
+        ("avatarl-char", 4e11, Sizes(2, 16)),  # 5.7 GFLOP a step
+        ("avatarl-char", 2e9, Sizes(2, 1)),
         ("avatarl-250m", 4e11, Sizes(4, 1)),
         ("avatarl-250m", 8e10, Sizes(2, 1)),
         ("avatarl-250m", 1e9, None),
