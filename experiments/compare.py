@@ -5,8 +5,9 @@
     python -m experiments.compare --equal-time            then the slower ones again within the baseline's time
 
 On the protocol of DESIGN section 3: cross-entropy; label smoothing; distillation, which imitates AvataRL's critic and
-hears of reality only where nobody proposed gold; the method with its published settings and an n-gram critic; AvataRL's recipe, the preset
-protocol-avatarl. Writes results/compare/: record.json, runs.jsonl, table.md and figure.svg.
+hears of reality only where nobody proposed gold; the method with its published settings and an n-gram critic;
+AvataRL's recipe, the preset protocol-avatarl. Writes results/compare/: record.json, runs.jsonl, table.md and
+figure.svg.
 """
 
 from collections.abc import Sequence
