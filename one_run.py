@@ -40,7 +40,7 @@ def make_objective(
     model = GPT(config.model, dataset.tokenizer.vocab_size)
     student = prepare_model(model, hardware, all_there=config.run.parallel != "fsdp")
     if config.train.objective == "bootstrap":
-        return build_bootstrap(student, config, dataset.train, dataset.strings or None, hardware.autocast)
+        return build_bootstrap(student, config, dataset.train, dataset.characters, hardware.autocast)
     frozen = [] if cache is not None else load_critics(critics, dataset, hardware)
     return build_objective(student, config, dataset.train, frozen, hardware.autocast, cache, dataset.strings)
 

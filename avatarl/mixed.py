@@ -39,10 +39,10 @@ MAX_VOCABULARY = 2**TOKEN_BITS
 LAYOUT = 2  # of a stored network; another number makes every stored one foreign
 BACKOFF = 4.0  # λ
 HIDDEN = 32
-FIT_POSITIONS = 30_000
-FIT_ENTRIES = 2**27  # log-probabilities that the fit looks at: fewer positions of large vocabularies
+FIT_POSITIONS = 90_000
+FIT_ENTRIES = 2**28  # log-probabilities, in float16, that the fit looks at: fewer positions of large vocabularies
 FIT_PARTS = 3  # of the text, each judged by the others: of more parts, the rest is too much like what is held out
-FIT_STEPS = 800
+FIT_STEPS = 1200
 FIT_BATCH = 1024
 FIT_BATCH_ENTRIES = 2**21  # log-probabilities in a batch: fewer positions of large vocabularies
 FIT_RATE = 5e-3
@@ -261,8 +261,8 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of every one of FIT_PARTS parts of the corpus, judged by the counts of the others.
 
-    keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V), what is known of the contexts
-    (n, 2 J), and gold (n,). The unigram, which speaks where no context was seen, is that of the whole text.
+    keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V) in float16, what is known of the
+    contexts (n, 2 J), and gold (n,). The unigram, which speaks where no context was seen, is that of the whole text.
     """
     length, (experts, vocab_size) = len(keys), (keys.shape[1], critic.vocab_size)
     each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // FIT_PARTS)
@@ -278,7 +278,7 @@ def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tenso
             rows = rest.find(keys[here]).T.contiguous()  # (J, n)
             sums = look_up(rest.totals, rows), look_up(rest.kinds, rows)
             log_p, known = critic.experts(rest.after(rows, vocab_size), *sums)
-            found.append((log_p.transpose(0, 1), known, critic.corpus[here + 1]))
+            found.append((log_p.transpose(0, 1).half(), known, critic.corpus[here + 1]))
     log_p, known, gold = map(torch.cat, zip(*found, strict=True))
     return log_p, known, gold
 
@@ -295,7 +295,7 @@ def fit(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> None:
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 - step / FIT_STEPS)
             pick = torch.randint(len(gold), (batch,), generator=draw)
             worth = weigher(known[pick])[:, None]  # (n, 1, J)
-            scores = torch.bmm(worth, log_p.index_select(0, pick))[:, 0] + weigher.bias
+            scores = torch.bmm(worth, log_p.index_select(0, pick).float())[:, 0] + weigher.bias
             loss = nn.functional.cross_entropy(scores, gold[pick])
             optimizer.zero_grad()
             loss.backward()

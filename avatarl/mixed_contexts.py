@@ -7,7 +7,9 @@ A context is a key: a hash of what it looks at, in [0, 2^KEY_BITS). The J kinds 
 tokens; the four before the last one; and, where every token is a character, the letters of the current word (of what
 stands between words, the last two characters) alone and with the word before it, the two words before it, or only
 the second of these, small and capital letters alike; and how far the line has come, with the last two characters.
-Such contexts are what compressors of text mix (Mahoney, 2005, of PAQ). All look back over REACH tokens at most.
+Where tokens are pieces of words, the pieces of the current word, alone and with those of the word before it; a word
+begins with every token that does not begin with a letter (but with a space, say). Such contexts are what compressors
+of text mix (Mahoney, 2005, of PAQ). All look back over REACH characters or PIECES_REACH pieces at most.
 
 Hashes of stretches are differences of running polynomials modulo 2^64 (Karp and Rabin, 1987), so that nothing goes
 token by token. Shapes: B streams of S tokens, J kinds of context.
@@ -21,6 +23,7 @@ from torch import Tensor
 from checks import require
 
 REACH = 64
+PIECES_REACH = 24
 KEY_BITS = 51  # so that a key and a token of up to 4,096 fit into one number
 LINE_STEP = 4  # columns of a line that count as one
 BASE = 0x5851F42D4C957F2D  # odd
@@ -41,11 +44,13 @@ class Contexts:
         require(len(strings) in (0, vocab_size), "the strings of a vocabulary", len(strings), fix)
         draw = torch.Generator().manual_seed(vocab_size)
         self._values = torch.randint(-(2**63), 2**63 - 1, (vocab_size,), generator=draw)
-        self._folded, self._letters, self._newlines = self._values, None, None
+        self._folded, self._letters, self._newlines, self._begins = self._values, None, None, None
         self.longest = longest
         names = [f"last {n}" for n in range(1, longest + 1)] + ["gap"]
         fallbacks = [*range(-1, longest - 1), min(2, longest) - 1]
+        self.reach = max(longest, 5)
         if strings and all(len(s) == 1 for s in strings):
+            self.reach = REACH
             first = {s: i for i, s in reversed(list(enumerate(strings)))}
             same = [first.get(s.lower(), i) for i, s in enumerate(strings)]
             self._folded = self._values[torch.tensor(same)]
@@ -53,8 +58,12 @@ class Contexts:
             self._newlines = torch.tensor([s == "\n" for s in strings])
             names += ["word", "word, 1 before", "word, 2 before", "word, 2nd before", "line"]
             fallbacks += [min(3, longest) - 1] + [min(4, longest) - 1] * 3 + [min(2, longest) - 1]
+        elif strings:
+            self.reach = max(longest, PIECES_REACH)
+            self._begins = torch.tensor([not s[:1].isalpha() for s in strings])
+            names += ["word", "word, 1 before"]
+            fallbacks += [min(2, longest) - 1, min(3, longest) - 1]
         self.names, self.fallbacks = tuple(names), tuple(fallbacks)
-        self.reach = REACH if self._letters is not None else max(longest, 5)
         self.settings = (vocab_size, tuple(strings), self.names, self.fallbacks, self.reach, LINE_STEP)
         """What decides what a context sees, in plain types."""
 
@@ -63,6 +72,8 @@ class Contexts:
         self._values, self._folded = self._values.to(device), self._folded.to(device)
         if self._letters is not None and self._newlines is not None:
             self._letters, self._newlines = self._letters.to(device), self._newlines.to(device)
+        if self._begins is not None:
+            self._begins = self._begins.to(device)
         return self
 
     def keys(self, stream: Tensor, first: Tensor | None = None, last: int | None = None) -> Tensor:
@@ -83,6 +94,10 @@ class Contexts:
             pair = exact.of(torch.maximum(end - 2, start), end)
             found += self._words(stream, start, end, pair)
             found.append(self._line(stream, start, end, pair))
+        if self._begins is not None:
+            begins = _ends(self._begins[stream])
+            begin = torch.maximum(begins.gather(1, end) - 1, start)
+            found += [exact.of(begin, end), exact.of(torch.maximum(begins.gather(1, begin) - 1, start), end)]
         salted = [torch.where(key == NOTHING, key, _finish(key + _signed(j * SPREAD))) for j, key in enumerate(found)]
         return torch.stack(salted, -1)
 

@@ -52,9 +52,14 @@ class Dataset:
 
     @property
     def strings(self) -> list[str]:
-        """What every token stands for, where tokens are characters: (V,); else empty."""
+        """What every token stands for: (V,); empty for GPT-2's vocabulary, which nobody asks about."""
         tokenizer = self.tokenizer
-        return [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)] if tokenizer.kind == "char" else []
+        return [] if tokenizer.kind == "gpt2" else [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+
+    @property
+    def characters(self) -> list[str] | None:
+        """What every token stands for, where all are single characters: (V,); else None."""
+        return self.strings if self.tokenizer.kind == "char" else None
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:

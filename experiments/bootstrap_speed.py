@@ -133,7 +133,7 @@ class Timed:
 def time_statistics(settings: Settings, dataset: Dataset) -> dict[str, float]:
     """Median seconds that each of the statistics takes, on the CPU, from the whole training text."""
     text, vocab_size, best = dataset.train, dataset.tokenizer.vocab_size, preset("bootstrap-best").bootstrap
-    characters = dataset.strings
+    characters = dataset.characters or []
     tables, shares = NgramTables.build(text, vocab_size), best.order_weights
     found = {}
     with tempfile.TemporaryDirectory() as name:

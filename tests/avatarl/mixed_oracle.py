@@ -19,6 +19,9 @@ def looked_at(history: Sequence[int], longest: int, strings: Sequence[str], reac
     views.append(tuple(seen[-5:-1]))
     if not strings:
         return views
+    if any(len(s) != 1 for s in strings):
+        begin = last_begin(seen, strings, len(seen))
+        return [*views, tuple(seen[begin:]), tuple(seen[last_begin(seen, strings, begin) :])]
     text, pair = [strings[i] for i in seen], tuple(seen[-2:])
     word, rest = split_word(text)
     one, rest = split_word(drop_gap(rest))
@@ -32,6 +35,12 @@ def looked_at(history: Sequence[int], longest: int, strings: Sequence[str], reac
     else:
         views.append((min(since // mixed_contexts.LINE_STEP, longest_line), pair))
     return views
+
+
+def last_begin(seen: list[int], strings: Sequence[str], stop: int) -> int:
+    """Where the last word begins that begins before `stop`, or the text itself."""
+    begins = [i for i in range(stop) if not strings[seen[i]][:1].isalpha()]
+    return begins[-1] if begins else 0
 
 
 def split_word(text: list[str]) -> tuple[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.avatarl.test_ngram import cases
 
 V = 5
 STRINGS = ["a", "A", "b", " ", "\n"]
+PIECES = ["th", "er", " a", "\n", "e"]
 CORPUS = np.random.default_rng(0).integers(0, V, 300)
 CORPUS[150:200] = CORPUS[20:70]  # something to remember
 
@@ -42,14 +44,16 @@ def critic() -> MixedCritic:
 
 
 @settings(deadline=None, max_examples=40)
-@given(case=cases(), known=st.booleans(), words=st.booleans(), seed=st.integers(0, 99))
-def test_opinion_is_the_formula(case, known, words, seed):
+@given(case=cases(), known=st.booleans(), spelled=st.sampled_from(["", "letters", "pieces"]), seed=st.integers(0, 99))
+def test_opinion_is_the_formula(case, known, spelled, seed):
     """Catches a wrong count, fallback or left-out token, and a context cut at the window's first token."""
     corpus, vocab_size, context, tokens, positions = case
     context = max(context, 1)
     if len(corpus) < context + 2:
         return
-    strings = [*STRINGS, "'", "C", "c", "-", "B", "d", "e"][:vocab_size] if words and vocab_size <= 12 else []
+    letters = [*STRINGS, "'", "C", "c", "-", "B", "d", "e"]
+    pieces = [*PIECES, " be", "", "in", " ", ", ", "\ufffd", "g"]
+    strings = {"letters": letters, "pieces": pieces}.get(spelled, [])[: vocab_size if vocab_size <= 12 else 0]
     critic = quick(corpus, vocab_size, context, strings, seed)
     found = critic.opinion(tokens, positions if known else None).full()
     oracle, expected = Oracle(critic, list(corpus), strings), []
@@ -70,18 +74,18 @@ def test_after_is_what_stands_alone(critic):
 @given(st.data())
 def test_keys_tell_apart_what_contexts_look_at(data):
     """Catches two contexts that share a key, one context with two, and what lies beyond reach but is looked at."""
-    strings = ["a", "A", "b", "'", " ", ".", "\n"]
-    contexts = Contexts(len(strings), 3, strings if data.draw(st.booleans()) else [])
+    letters, pieces = ["a", "A", "b", "'", " ", ".", "\n"], ["th", "er", "e", " a", "s", "in", "\n"]
+    strings = data.draw(st.sampled_from([letters, pieces, []]))
+    contexts = Contexts(7, 3, strings)
     length = data.draw(st.sampled_from([3, 12, 80, 150]))
     stream = torch.tensor([data.draw(st.lists(st.integers(0, 6), min_size=length, max_size=length)) for _ in range(2)])
     first = torch.tensor([0, data.draw(st.integers(0, 2))])
     keys = contexts.keys(stream, first)
     assert torch.equal(contexts.keys(stream, first, 2), keys[:, -2:])
     seen: dict[tuple[int, object], int] = {}
-    spelled = strings if len(contexts.names) > 4 else []
     for b, text in enumerate(stream.tolist()):
         for t in range(int(first[b]), length):
-            views = looked_at(text[int(first[b]) : t + 1], 3, spelled, contexts.reach)
+            views = looked_at(text[int(first[b]) : t + 1], 3, strings, contexts.reach)
             for j, (view, key) in enumerate(zip(views, keys[b, t].tolist(), strict=True)):
                 assert (view is None) == (key == NOTHING)
                 assert view is None or seen.setdefault((j, view), key) == key
@@ -89,11 +93,13 @@ def test_keys_tell_apart_what_contexts_look_at(data):
 
 
 def test_kinds_of_context_are_those_of_the_vocabulary():
-    """Catches words in a vocabulary of word pieces, and a fallback that is longer than what falls back."""
-    assert Contexts(3, 2, ["a", "b", "th"]).names == Contexts(3, 2).names == ("last 1", "last 2", "gap")
-    for longest in range(1, 8):
-        contexts = Contexts(V, longest, STRINGS)
-        assert len(contexts.names) == len(contexts.fallbacks) == longest + 6
+    """Catches letters and lines in a vocabulary of pieces, and a fallback that is longer than what falls back."""
+    tokens = ("last 1", "last 2", "gap")
+    assert Contexts(3, 2).names == tokens
+    assert Contexts(3, 2, ["a", " b", "th"]).names == (*tokens, "word", "word, 1 before")
+    for longest, (strings, further) in product(range(1, 8), ((STRINGS, 6), (PIECES, 3))):
+        contexts = Contexts(V, longest, strings)
+        assert len(contexts.names) == len(contexts.fallbacks) == longest + further
         assert all(shorter < j for j, shorter in enumerate(contexts.fallbacks))
         assert max(contexts.fallbacks) < longest
 
@@ -113,7 +119,7 @@ def test_leaving_out_is_an_option():
     assert ce[False] < ce[True] - 0.1
 
 
-@pytest.mark.parametrize("strings", [[], STRINGS], ids=["tokens", "characters"])
+@pytest.mark.parametrize("strings", [[], STRINGS, PIECES], ids=["tokens", "characters", "pieces"])
 def test_the_network_learns_from_what_the_rest_says(strings):
     """Catches counts of the held-out stretch itself, whose long contexts would then always be right."""
     critic = quick(CORPUS, V, 2, strings)
