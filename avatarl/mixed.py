@@ -11,7 +11,7 @@ speak at once, of the last 1, 2, … tokens and of words and lines (mixed_contex
     p_j(w) = (c_j(w) + λ U_j p_i(w)) / (C_j + λ U_j),
 
 with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls back
-on. Network and b learn from thirds of the training text, each judged by its contexts in the other two. That is new
+on. Network and b learn from parts of the training text, each judged by its contexts in the others. That is new
 text, as validation text will be: judged without their own occurrence alone, positions of a text are far easier than
 new ones, for what is peculiar to their page still counts, and long contexts are believed too soon.
 
@@ -41,7 +41,8 @@ BACKOFF = 4.0  # λ
 HIDDEN = 32
 FIT_POSITIONS = 90_000
 FIT_ENTRIES = 2**28  # log-probabilities, in float16, that the fit looks at: fewer positions of large vocabularies
-FIT_PARTS = 3  # of the text, each judged by the others: of more parts, the rest is too much like what is held out
+FIT_PARTS = (3, 6)  # of the text, each judged by the others: at least and at most,
+FIT_PART = 80_000  # tokens each where that may be: the rest is too much like what is held out of it in short parts
 FIT_STEPS = 1200
 FIT_BATCH = 1024
 FIT_BATCH_ENTRIES = 2**21  # log-probabilities in a batch: fewer positions of large vocabularies
@@ -172,7 +173,7 @@ class MixedCritic:
         """Fit the network, or take over what was fitted to the same text in the same way."""
         if folder is None:
             return fit(self, keys, entry_of)
-        sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_PARTS)
+        sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_PARTS, FIT_PART)
         fitting = (BACKOFF, HIDDEN, FIT_STEPS, FIT_BATCH, FIT_BATCH_ENTRIES, FIT_RATE, FIT_DECAY)
         told = repr((LAYOUT, self.contexts.settings, sample, fitting)).encode()
         digest = hashlib.sha256(told + self.corpus.numpy().tobytes()).hexdigest()
@@ -257,18 +258,25 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(i, i + max(1, size)) for i in range(0, count, max(1, size)))
 
 
+def parts_of(length: int) -> int:
+    """Into how many parts a text of `length` tokens is cut for the fit."""
+    least, most = FIT_PARTS
+    return min(most, max(least, length // FIT_PART))
+
+
 @torch.no_grad()
 def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of every one of FIT_PARTS parts of the corpus, judged by the counts of the others.
+    """Positions of every part of the corpus, judged by the counts of the others.
 
     keys and entry_of (L − 1, J) are of all positions. Returns log p_j (n, J, V) in float16, what is known of the
     contexts (n, 2 J), and gold (n,). The unigram, which speaks where no context was seen, is that of the whole text.
     """
     length, (experts, vocab_size) = len(keys), (keys.shape[1], critic.vocab_size)
-    each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // FIT_PARTS)
+    parts = parts_of(length)
+    each = max(1, min(FIT_POSITIONS, FIT_ENTRIES // (experts * vocab_size)) // parts)
     draw, found = torch.Generator().manual_seed(0), []
-    for part in range(FIT_PARTS):
-        start, stop = part * length // FIT_PARTS, (part + 1) * length // FIT_PARTS
+    for part in range(parts):
+        start, stop = part * length // parts, (part + 1) * length // parts
         taken = entry_of[start:stop]
         gone = torch.bincount(taken[taken >= 0], minlength=len(critic.counts.counts))
         rest = critic.counts.without(gone)

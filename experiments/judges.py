@@ -133,10 +133,8 @@ def judged(settings: Settings, dataset: Dataset) -> list[Judged]:
         plain, seconds = timed(NgramCritic, train, vocab_size, context=context)
         add(f"absolute discounting, {context}", plain, context, seconds)
     for context in settings.mixed_contexts if vocab_size <= MAX_VOCABULARY else ():
-        for kinds, strings in (
-            ("tokens", []),
-            ("tokens and words" if dataset.characters is None else "tokens, words and lines", dataset.strings),
-        ):
+        more = "tokens and words" if dataset.characters is None else "tokens, words and lines"
+        for kinds, strings in (("tokens", []), (more, dataset.strings)):
             if strings or kinds == "tokens":
                 mixed, seconds = timed(MixedCritic, train, vocab_size, context=context, strings=strings)
                 add(f"mixed, up to {context} {kinds}", mixed, mixed.reach, seconds)
