@@ -7,7 +7,7 @@
 The protocol's model, batches and lengths. Every judge is built from the training text alone; each is tried with every
 hand-over of the vote (the critic's weight at the first and at the last step, and after a stroke reality's, where it is
 not the rest) and with every number of windows that it writes beside each of the corpus's, which cost time, but no
-tokens; all entries are tuned alike.
+tokens; all of them propose --top-k actions; all entries are tuned alike.
 `python -m experiments.judges --tokenizer bpe` says what the judges know by themselves. Writes results/words/:
 record.json, runs.jsonl, table.md and figure.svg.
 """
@@ -52,6 +52,8 @@ class Settings(StudySettings):
     """Hand-overs tried: first:last weight of the critic, reality having the rest, or critic's/reality's."""
     windows: tuple[int, ...] = (0,)
     """Numbers of imagined windows tried, beside each window of the corpus."""
+    top_k: int = 64
+    """Actions that student and critic propose each: a tail of a thousand tokens wants more than one of characters."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of all."""
     evaluations: int = 4
@@ -64,6 +66,7 @@ class Settings(StudySettings):
         require(len(self.falls) > 0, "falls", self.falls, "name at least one, such as 0.9:0.6")
         possible = len(self.windows) > 0 and all(count >= 0 for count in self.windows)
         require(possible, "windows", self.windows, "use numbers from 0 on, such as 0 2")
+        require(self.top_k >= 1, "top-k", self.top_k, "use a positive number, such as 64")
         for fall in self.falls:
             ends(fall)
 
@@ -97,6 +100,7 @@ def entries(settings: Settings) -> list[Entry]:
         label += "".join(f", w_r {begin:g} → {end:g}" for begin, end in reality)
         label += f", {count} imagined" if count else ""
         ours = {**own, **JUDGES[judge], **falling(*weights), "method.imagined-windows": count}
+        ours["method.top-k"] = settings.top_k
         made.append(rival("AvataRL", ours, label))
     return made
 
