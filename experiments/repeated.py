@@ -4,9 +4,9 @@
     python -m experiments.repeated --size 10m --also run.device=cuda train.batch-size=32
 
 Cross-entropy against AvataRL's recipe, which takes its critic from the same share of the text; with the protocol's
-model also with windows that this critic writes, three beside each of the corpus's. All are tuned by the best validation
-loss along the run, one thing after the other: learning rate, dropout, weight decay. Validation is the whole held-out
-split. Writes results/repeated/: record.json, runs.jsonl, table.md and figure.svg.
+model also with windows that this critic writes, --windows beside each of the corpus's. All are tuned by the best
+validation loss along the run, one thing after the other: learning rate, dropout, weight decay. Validation is the whole
+held-out split. Writes results/repeated/: record.json, runs.jsonl, table.md and figure.svg.
 """
 
 import math
@@ -49,6 +49,8 @@ class Settings(StudySettings):
     """AvataRL's learning rates as a multiple of cross-entropy's, before anything is tuned."""
     fall: str = ""
     """AvataRL's hand-over, as `experiments.words --falls` writes it. Unset: the presets'."""
+    windows: int = 3
+    """Windows that the critic writes beside each of the corpus's, where a recipe has any."""
     every: int = 100
     """Steps between evaluations."""
     dropouts: tuple[float, ...] = (0.0, 0.2, 0.4)
@@ -65,6 +67,7 @@ class Settings(StudySettings):
         require(positive, "pace", self.pace, "use a factor above 0, such as 0.5")
         if self.fall:
             ends(self.fall, "fall")
+        require(self.windows >= 1, "windows", self.windows, "use a positive number, such as 3")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
         possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
         require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
@@ -87,8 +90,10 @@ def entries(settings: Settings) -> list[Entry]:
     ours = own | {name: settings.pace * own[name] for name in ("optim.lr", "optim.muon-lr")}
     if settings.fall:
         ours |= falling(*ends(settings.fall, "fall"))
+    of_entry = {"cross-entropy": own, "AvataRL": ours}
+    imagined = ours | {"method.imagined-windows": settings.windows}
     made = [
-        Entry(method, name, own if method == "cross-entropy" else ours, baseline=method == "cross-entropy")
+        Entry(method, name, of_entry.get(method, imagined), baseline=method == "cross-entropy")
         for method, name in SIZES[settings.size].items()
     ]
     return [entry for entry in made if entry.baseline or not settings.only or entry.label in settings.only]

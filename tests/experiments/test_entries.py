@@ -97,6 +97,13 @@ def test_repeated_text_is_handed_over_as_told():
         assert entry.settings["method.reality-weight-schedule"] == "0:0.1,1:0.4"
 
 
+def test_windows_are_those_of_the_recipe_that_imagines():
+    """Catches imagined windows in the plain recipe, and a number that is not passed on."""
+    entries = {e.label: e for e in repeated.entries(repeated.Settings(windows=5))}
+    imagined = {label: built(e.preset, e.settings).method.imagined_windows for label, e in entries.items()}
+    assert imagined == {"cross-entropy": 0, "AvataRL": 0, "AvataRL, imagined": 5}
+
+
 def test_published_is_published():
     """Catches a recipe that changes what its rival 'published settings' means."""
     (entry,) = [e for e in compare.entries(compare.Settings(optimizers=("muon",))) if "published" in e.label]
@@ -164,8 +171,10 @@ def test_a_size_that_is_none(size):
         (repeated, {"fall": "0.9"}),
         (repeated, {"dropouts": (1.0,)}),
         (repeated, {"decays": ()}),
+        (repeated, {"windows": 0}),
         (words, {"judges": ("model",)}),
         (words, {"windows": (-1,)}),
+        (words, {"top_k": 0}),
         (words, {"falls": ("0.9",)}),
         (words, {"falls": ("0.9:1.2",)}),
         (words, {"falls": ("0.9:0.6/0.1",)}),
@@ -174,7 +183,7 @@ def test_a_size_that_is_none(size):
 )
 def test_bad_input(study, settings):
     """Catches a study that fails late for what it was told."""
-    with pytest.raises(ConfigError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=next(iter(settings)).replace("_", "-")):
         study.Settings(**settings)
 
 
