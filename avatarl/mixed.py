@@ -36,7 +36,7 @@ from avatarl.stored import read_stored, write_stored
 from config import require
 
 MAX_VOCABULARY = 2**TOKEN_BITS
-LAYOUT = 2  # of a stored network; another number makes every stored one foreign
+LAYOUT = 3  # of a stored network; another number makes every stored one foreign
 BACKOFF = 4.0  # λ
 HIDDEN = 32
 FIT_POSITIONS = 90_000

@@ -203,3 +203,13 @@ def test_large_vocabularies_need_more_than_16_bits(home: Path) -> None:
     data = prepare(DataConfig(corpus=put(home / "a.txt", text)))
     assert isinstance(data.tokenizer, CharTokenizer) and data.train.dtype == np.uint32
     assert data.tokenizer.decode(data.val) == text[63_000:]
+
+
+def test_tokens_say_what_they_stand_for(home):
+    """Catches pieces of words taken for characters, which words and lines are looked for in, and pieces unnamed."""
+    text = "the cat sat on the mat, the rat sat on the cat. " * 40
+    (home / "text.txt").write_text(text)
+    spelled, bpe = (prepare(DataConfig(corpus="text.txt", tokenizer=kind, bpe_vocab=300)) for kind in ("char", "bpe"))
+    assert spelled.characters == spelled.strings == sorted(set(text))
+    assert bpe.characters is None and len(bpe.strings) == bpe.tokenizer.vocab_size
+    assert "".join(bpe.strings[i] for i in bpe.train) + "".join(bpe.strings[i] for i in bpe.val) == text
