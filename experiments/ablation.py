@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cli import parse, run_main
+from config import preset
 from experiments.figures import dots
 from experiments.rivals import NO_SCHEDULES, falling
 from experiments.study import Entry, Row, StudySettings, conduct, publish, rate, stamp
@@ -26,6 +27,12 @@ BASELINE = "as it stands"
 def constant(critic: float) -> dict[str, Any]:
     """Weights that stay: w_c and w_r = 1 − w_c."""
     return {**NO_SCHEDULES, "method.critic-weight": critic, "method.reality-weight": round(1 - critic, 6)}
+
+
+def paced(factor: float) -> dict[str, float]:
+    """The default preset's rates times a factor."""
+    optim = preset("avatarl-char").optim
+    return {"optim.lr": factor * optim.lr, "optim.muon-lr": factor * optim.muon_lr}
 
 
 EXPECTED = {"method.policy-weighting": "expected"}
@@ -116,8 +123,8 @@ MODEL: Variants = {
     "squared ReLU": {"model.activation": "relu2"},
     "float32": {"run.dtype": "float32"},
     "AdamW": {"optim.name": "adamw"},
-    "half the rates": {"optim.lr": 0.002, "optim.muon-lr": 0.015},
-    "twice the rates": {"optim.lr": 0.008, "optim.muon-lr": 0.06},
+    "half the rates": paced(0.5),
+    "twice the rates": paced(2),
     "context 256, 8 rows": {"model.block-size": 256, "train.batch-size": 8},
     "w_c 0.3 throughout": constant(0.3),
     "sparse and capped, as published": {"method.sparsify": "above_mean", "method.normalize": "cap"},
@@ -146,14 +153,14 @@ class Settings(StudySettings):
 
 def entries(settings: Settings) -> list[Entry]:
     """Every variant, the baseline first."""
-    preset, variants, shared = OF[settings.of]
+    around, variants, shared = OF[settings.of]
     wanted = {
         label: changes
         for label, changes in variants.items()
         if label == BASELINE or not settings.only or any(word in label for word in settings.only)
     }
     return [
-        Entry(label, preset, {**shared, **changes}, baseline=label == BASELINE) for label, changes in wanted.items()
+        Entry(label, around, {**shared, **changes}, baseline=label == BASELINE) for label, changes in wanted.items()
     ]
 
 
