@@ -31,7 +31,6 @@ from avatarl.critics import DenseOpinion
 from avatarl.mixed_contexts import NOTHING, Contexts
 from avatarl.mixed_counts import TOKEN_BITS, ContextCounts
 from avatarl.ngram_counts import Stream, checked_stream
-from avatarl.ngram_index import look_up
 from avatarl.stored import read_stored, write_stored
 from config import require
 
@@ -227,11 +226,9 @@ class MixedCritic:
         """Log-probabilities (N, V) after contexts (N, J), without the occurrence of gold (N,) in their `own` (N, J)."""
         made = []
         for part in _chunks(len(keys), CHUNK_ENTRIES // (keys.shape[1] * self.vocab_size)):
-            rows = self.counts.find(keys[part]).T.contiguous()  # (J, n)
-            counts = self.counts.after(rows, self.vocab_size)
-            total, kinds = look_up(self.counts.totals, rows), look_up(self.counts.kinds, rows)
+            counts, total, kinds = self.counts.seen(keys[part], self.vocab_size)
             if gold is not None and own is not None:
-                left_out, place = own[part].T.float(), gold[part, None].expand(len(rows), -1, 1)
+                left_out, place = own[part].T.float(), gold[part, None].expand(len(total), -1, 1)
                 kinds = kinds - left_out * (counts.gather(2, place)[..., 0] == 1)
                 total = total - left_out
                 counts.scatter_add_(2, place, -left_out[..., None])
@@ -283,9 +280,7 @@ def held_out(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> tuple[Tenso
         places = start + torch.randperm(stop - start, generator=draw)[:each]
         for some in _chunks(len(places), CHUNK_ENTRIES // (experts * vocab_size)):
             here = places[some]
-            rows = rest.find(keys[here]).T.contiguous()  # (J, n)
-            sums = look_up(rest.totals, rows), look_up(rest.kinds, rows)
-            log_p, known = critic.experts(rest.after(rows, vocab_size), *sums)
+            log_p, known = critic.experts(*rest.seen(keys[here], vocab_size))
             found.append((log_p.transpose(0, 1).half(), known, critic.corpus[here + 1]))
     log_p, known, gold = map(torch.cat, zip(*found, strict=True))
     return log_p, known, gold

@@ -95,6 +95,11 @@ class ContextCounts(NamedTuple):
         counts[n * vocab_size + look_up(self.tokens, entry)] = look_up(self.counts, entry)  # all places differ
         return counts.view(*rows.shape, vocab_size)
 
+    def seen(self, keys: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What followed contexts (n, J), kind by kind: counts (J, n, V), their sums and how many are above 0 (J, n)."""
+        rows = self.find(keys).T.contiguous()
+        return self.after(rows, vocab_size), look_up(self.totals, rows), look_up(self.kinds, rows)
+
 
 def sums(values: Tensor, starts: Tensor) -> Tensor:
     """The sum of every row's whole numbers (E,), whose rows begin at `starts` (R + 2,): (R + 1,) float32."""
