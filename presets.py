@@ -92,7 +92,7 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "avatarl-char": (
         "Default on a CPU: Shakespeare by characters in a few minutes on 2 cores",
         None,
-        merge(SMALL, LISTENING, SMOOTH, MIXED, hand_over(critic=(0.93, 0.3), reality=(0.1, 0.7))),
+        merge(SMALL, LISTENING, SMOOTH, MIXED, TAIL, hand_over(critic=(0.93, 0.3), reality=(0.1, 0.7))),
     ),
     "avatarl-char-gpu": (
         "Default on a GPU: the 10.65 M character model, context 256",
