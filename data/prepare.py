@@ -52,9 +52,10 @@ class Dataset:
 
     @property
     def strings(self) -> list[str]:
-        """What every token stands for: (V,); empty for GPT-2's vocabulary, which nobody asks about."""
+        """What every token stands for: (V,); empty for vocabularies that nobody asks about, such as GPT-2's."""
         tokenizer = self.tokenizer
-        return [] if tokenizer.kind == "gpt2" else [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+        known = tokenizer.kind in ("char", "bpe")
+        return [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)] if known else []
 
     @property
     def characters(self) -> list[str] | None:
