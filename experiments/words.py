@@ -48,12 +48,12 @@ class Settings(StudySettings):
     """Tokens of the BPE, learned from the training text."""
     judges: tuple[str, ...] = ("mixed",)
     """AvataRL's critics: ngram, mixed, suffix."""
-    falls: tuple[str, ...] = ("0.9:0.6", "0.8:0.1")
+    falls: tuple[str, ...] = ("1:0.9/0.1:0.4",)
     """Hand-overs tried: first:last weight of the critic, reality having the rest, or critic's/reality's."""
-    windows: tuple[int, ...] = (0,)
+    windows: tuple[int, ...] = (1, 2)
     """Numbers of imagined windows tried, beside each window of the corpus."""
     top_k: int = 64
-    """Actions that student and critic propose each: a tail of a thousand tokens wants more than one of characters."""
+    """Actions that student and critic propose each: a thousand tokens have a longer tail than characters."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of all."""
     evaluations: int = 4

@@ -142,6 +142,12 @@ def test_the_network_learns_from_what_the_rest_says(strings, parts, monkeypatch)
     torch.testing.assert_close(torch.tensor(ordered(found)), torch.tensor(ordered(expected)), atol=6e-3, rtol=2e-3)
 
 
+def test_a_longer_text_has_more_parts():
+    """Catches parts of a small text so short that the rest is too much like them, and ever more of them."""
+    part = mixed.FIT_PART
+    assert [mixed.parts_of(n) for n in (5, 4 * part - 1, 4 * part, 5 * part, 99 * part)] == [3, 3, 4, 5, 6]
+
+
 def ordered(rows: list[list[float]]) -> list[list[float]]:
     """Rows in an order that rounding does not change."""
     return sorted(rows, key=lambda row: [round(x, 1) for x in row])

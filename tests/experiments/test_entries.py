@@ -208,7 +208,7 @@ def test_imagination_is_what_differs():
 )
 def test_words_hand_over_as_told(fall, label, critic, reality):
     """Catches reality's weights taken for the critic's, or thrown away and made to sum to 1."""
-    _, ours = words.entries(words.Settings(falls=(fall,)))
+    _, ours = words.entries(words.Settings(falls=(fall,), windows=(0,)))
     assert ours.label == f"AvataRL, mixed, {label}"
     assert ours.settings["method.critic-weight-schedule"] == critic
     assert ours.settings["method.reality-weight-schedule"] == reality

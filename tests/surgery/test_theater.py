@@ -251,13 +251,21 @@ def test_the_copies_are_of_the_target_weights_alone(model):
 
 def test_replaced_weights_are_put_back(model):
     """Catches an assignment that leaves another storage or another parameter in the model."""
-    linear = model.blocks[0].attn.qkv
+    linear, before = model.blocks[0].attn.qkv, bits(model)
+    weight, place = linear.weight, linear.weight.data_ptr()
+
+    def put_back() -> bool:
+        return linear.weight is weight and weight.data_ptr() == place and unchanged(model, before)
+
     with SurgicalTheater(model, [0]):
         linear.weight.data = torch.ones_like(linear.weight)
+    assert put_back()
     with SurgicalTheater(model, [0]):
         linear.weight = nn.Parameter(torch.ones_like(linear.weight))
+    assert put_back()
     with torch.inference_mode(), SurgicalTheater(model, [0]):
         linear.weight.mul_(2)
+    assert put_back()
 
 
 def test_no_graph_crosses_the_door(model):
