@@ -12,11 +12,12 @@ speak at once, of the last 1, 2, … tokens and of words and lines (mixed_contex
 
     log p(w) = l(w) + Σ_i slope_i · max(l(w), level_i) + constant,     l = log_softmax(s),
 
-with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls back
-on. The last line is there because a product of experts is too modest about its favourite and about what is rarest, and
-too sure of what lies between. Network, b and slopes learn from parts of the training text, each judged by its contexts in the others. That is new
-text, as validation text will be: judged without their own occurrence alone, positions of a text are far easier than
-new ones, for what is peculiar to their page still counts, and long contexts are believed too soon.
+with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls
+back on. The last line is there because a product of experts is too modest about its favourite and about what is
+rarest, and too sure of what lies between. Network, b and slopes learn from parts of the training text, each judged
+by its contexts in the others. That is new text, as validation text will be: judged without their own occurrence
+alone, positions of a text are far easier than new ones, for what is peculiar to their page still counts, and long
+contexts are believed too soon.
 
 Source: log-linear interpolation (Klakow, 1998), gated as compressors mix contexts (Mahoney, 2005).
 Shapes: B windows, T positions, N = B·T, V vocabulary, J kinds of context.
