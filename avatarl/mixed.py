@@ -6,18 +6,14 @@
 Interpolation (ngram.py, suffixes.py) lets the longest context speak first and passes on the rest. Here J contexts
 speak at once, of the last 1, 2, … tokens and of words and lines (mixed_contexts.py), as a product of experts:
 
-    s(w) = b(w) + Σ_j weight_j · log p_j(w),     (weight_1 … weight_J) = network(log(1 + C), log(1 + U)),
+    log p(w) = b(w) + Σ_j weight_j · log p_j(w) + constant,     (weight_1 … weight_J) = network(log(1 + C), log(1 + U)),
 
     p_j(w) = (c_j(w) + λ U_j p_i(w)) / (C_j + λ U_j),
 
-    log p(w) = l(w) + Σ_i slope_i · max(l(w), level_i) + constant,     l = log_softmax(s),
-
-with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls
-back on. The last line is there because a product of experts is too modest about its favourite and about what is
-rarest, and too sure of what lies between. Network, b and slopes learn from parts of the training text, each judged
-by its contexts in the others. That is new text, as validation text will be: judged without their own occurrence
-alone, positions of a text are far easier than new ones, for what is peculiar to their page still counts, and long
-contexts are believed too soon.
+with c_j the counts after context j, C their sum, U how many are above 0, and i the shorter context that j falls back
+on. Network and b learn from parts of the training text, each judged by its contexts in the others. That is new
+text, as validation text will be: judged without their own occurrence alone, positions of a text are far easier than
+new ones, for what is peculiar to their page still counts, and long contexts are believed too soon.
 
 Source: log-linear interpolation (Klakow, 1998), gated as compressors mix contexts (Mahoney, 2005).
 Shapes: B windows, T positions, N = B·T, V vocabulary, J kinds of context.
@@ -39,10 +35,9 @@ from avatarl.stored import read_stored, write_stored
 from config import require
 
 MAX_VOCABULARY = 2**TOKEN_BITS
-LAYOUT = 4  # of a stored network; another number makes every stored one foreign
+LAYOUT = 3  # of a stored network; another number makes every stored one foreign
 BACKOFF = 4.0  # λ
 HIDDEN = 32
-LEVELS = (-6.0, -4.0, -2.0, -1.0)  # log-probabilities at which the slope of what is made of them changes
 FIT_POSITIONS = 90_000
 FIT_ENTRIES = 2**28  # log-probabilities, in float16, that the fit looks at: fewer positions of large vocabularies
 FIT_PARTS = (3, 6)  # of the text, each judged by the others: at least and at most,
@@ -67,7 +62,6 @@ class Weigher(nn.Module):
         self.inner = nn.Linear(2 * experts, HIDDEN)
         self.outer = nn.Linear(HIDDEN, experts)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.slopes = nn.Parameter(torch.zeros(len(LEVELS)))
 
     def reset(self, known: Tensor, draw: torch.Generator) -> None:
         """Begin where all experts are worth the same, with inputs (n, 2 J) of mean 0 and variance 1."""
@@ -84,8 +78,8 @@ class Weigher(nn.Module):
         """What the experts are worth where this is known of them, (N, 2 J): (N, J)."""
         return self.outer(nn.functional.gelu(self.inner((known - self.mean) / self.scale)))
 
-    def judge(self, log_p: Tensor, known: Tensor) -> Tensor:
-        """Log-probabilities (N, V): what the experts, log_p (J, N, V), think together.
+    def scores(self, log_p: Tensor, known: Tensor) -> Tensor:
+        """Logits (N, V) of what the experts, log_p (J, N, V), think together.
 
         The sum has one order, whatever the rows beside a row, so that resumed and divided runs hear the same.
         """
@@ -93,15 +87,7 @@ class Weigher(nn.Module):
         total = self.bias.to(log_p.dtype).repeat(len(known), 1)
         for j, of_expert in enumerate(log_p):
             total.addcmul_(worth[:, j, None], of_expert)
-        return self.levelled(total)
-
-    def levelled(self, scores: Tensor) -> Tensor:
-        """Log-probabilities (N, V) of scores (N, V), every level of them raised or lowered as it deserves."""
-        log_p = scores.log_softmax(-1)
-        scores = log_p
-        for level, slope in zip(LEVELS, self.slopes.to(log_p.dtype), strict=True):
-            scores = scores + slope * log_p.clamp_min(level)
-        return scores.log_softmax(-1)
+        return total
 
 
 class MixedCritic:
@@ -187,7 +173,7 @@ class MixedCritic:
         if folder is None:
             return fit(self, keys, entry_of)
         sample = (FIT_POSITIONS, FIT_ENTRIES, FIT_PARTS, FIT_PART)
-        fitting = (BACKOFF, HIDDEN, LEVELS, FIT_STEPS, FIT_BATCH, FIT_BATCH_ENTRIES, FIT_RATE, FIT_DECAY)
+        fitting = (BACKOFF, HIDDEN, FIT_STEPS, FIT_BATCH, FIT_BATCH_ENTRIES, FIT_RATE, FIT_DECAY)
         told = repr((LAYOUT, self.contexts.settings, sample, fitting)).encode()
         digest = hashlib.sha256(told + self.corpus.numpy().tobytes()).hexdigest()
         path = folder / f"mixed-{digest[:16]}.safetensors"
@@ -246,7 +232,7 @@ class MixedCritic:
                 kinds = kinds - left_out * (counts.gather(2, place)[..., 0] == 1)
                 total = total - left_out
                 counts.scatter_add_(2, place, -left_out[..., None])
-            made.append(self.weigher.judge(*self.experts(counts, total, kinds)))
+            made.append(self.weigher.scores(*self.experts(counts, total, kinds)).log_softmax(-1))
         return torch.cat(made)
 
     def experts(self, counts: Tensor, total: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,7 +299,7 @@ def fit(critic: MixedCritic, keys: Tensor, entry_of: Tensor) -> None:
             pick = torch.randint(len(gold), (batch,), generator=draw)
             worth = weigher(known[pick])[:, None]  # (n, 1, J)
             scores = torch.bmm(worth, log_p.index_select(0, pick).float())[:, 0] + weigher.bias
-            loss = nn.functional.nll_loss(weigher.levelled(scores), gold[pick])
+            loss = nn.functional.cross_entropy(scores, gold[pick])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

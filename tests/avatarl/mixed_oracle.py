@@ -91,16 +91,4 @@ class Oracle:
     def log_probs(self, history: Sequence[int], left_out: int | None = None) -> Tensor:
         """What the critic should think after `history`: (V,)."""
         log_p, known = self.experts(self.of(history), range(left_out, left_out + 1) if left_out else range(0))
-        weigher = self.critic.weigher
-        worth = weigher(known[None].double())[0]
-        scores = [float(b + worth @ log_p[:, w].double()) for w, b in enumerate(weigher.bias)]
-        together = [s - log_sum_exp(scores) for s in scores]
-        bends = list(zip(mixed.LEVELS, weigher.slopes.tolist(), strict=True))
-        raised = [x + sum(slope * max(x, level) for level, slope in bends) for x in together]
-        return torch.tensor([r - log_sum_exp(raised) for r in raised], dtype=log_p.dtype)
-
-
-def log_sum_exp(values: Sequence[float]) -> float:
-    """log Σ exp, the largest taken out."""
-    top = max(values)
-    return top + math.log(sum(math.exp(v - top) for v in values))
+        return self.critic.weigher.scores(log_p[:, None], known[None])[0].log_softmax(-1)

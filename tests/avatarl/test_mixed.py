@@ -243,22 +243,6 @@ def test_it_judges_new_text_better_than_a_suffix_array(shakespeare):
     assert ours < plain - 0.02 and plain < suffix - 0.02
 
 
-def test_levels_are_raised_as_they_deserve(shakespeare, monkeypatch):
-    """Catches slopes that are not fitted, or not applied: the product of experts alone is too modest on new text."""
-    characters = sorted(set(shakespeare))
-    ids = np.array([characters.index(c) for c in shakespeare[:128_000]])
-    train, new = ids[:120_000], ids[120_000:]
-    tokens, gold = torch.tensor(new[:-1])[None], torch.tensor(new[1:])
-    loss, modesty = [], []
-    for levels in (mixed.LEVELS, ()):
-        monkeypatch.setattr(mixed, "LEVELS", levels)
-        opinion = MixedCritic(train, len(characters), strings=characters).opinion(tokens).full()
-        loss.append(-opinion.gather(1, gold[:, None]).mean())
-        modesty.append((opinion.argmax(-1) == gold).float().mean() - opinion.amax(-1).exp().mean())
-    assert loss[0] < loss[1] - 0.004
-    assert abs(modesty[0]) < abs(modesty[1]) - 0.01
-
-
 def test_bad_settings_are_refused():
     """Catches a vocabulary that would need gigabytes, and a text without a single context."""
     with pytest.raises(ConfigError, match=r"critic.kind = 'mixed': .*50,257 tokens.*--critic.kind suffix"):
