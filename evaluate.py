@@ -4,12 +4,13 @@
     python evaluate.py runs/NAME --corpus other.txt    on the whole of another text
     python evaluate.py runs/NAME --json numbers.json   also as a file
 
-The same numbers as `val/…` of the run's metrics.jsonl, and more of the calibration: of the likeliest few tokens
-together, and what the best temperature would gain. That is fit on the first half of the text and judged on the second.
+The same numbers as `val/…` of the run's metrics.jsonl, and more of the calibration: how much of the error is chance
+(the text drawn again, stretch by stretch), the error of the likeliest few tokens together, and what the best
+temperature would gain. That is fit on the first half of the text and judged on the second.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from files import write_json
 from training.calibration import Calibration, halves, survey
 from training.evaluation import Tally
 from training.hardware import choose, git_state, versions
+from training.resampling import Gaps
 from training.run_folder import LoadedRun, load_run
 
 
@@ -101,6 +103,12 @@ def calibration(parts: Sequence[Calibration]) -> dict[str, Any]:
     return found
 
 
+def chance(gaps: Gaps) -> dict[str, float]:
+    """How much of the calibration error is chance; nothing of a text that is too short to say."""
+    found = gaps.chance()
+    return {} if found is None else {"ece_spread": found.spread, "ece_by_chance": found.alone}
+
+
 def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
     """All numbers of one evaluation."""
     hardware = choose(replace(run.config.run, device=settings.device, compile="off"))
@@ -108,12 +116,9 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
     run.model.to(hardware.device)
     block, cut = run.config.model.block_size, halves(len(dataset.val), run.config.model.block_size)
     parts = [dataset.val[: cut + 1], dataset.val[cut:]] if cut else [dataset.val]
-    found = [
-        survey(
-            run.model, validation_windows(p, block, settings.batch_size), hardware, bins=settings.bins, k=settings.top
-        )
-        for p in parts
-    ]
+    gaps, (bins, top) = Gaps(settings.bins), (settings.bins, settings.top)
+    texts = [validation_windows(part, block, settings.batch_size) for part in parts]
+    found = [survey(run.model, text, hardware, bins=bins, k=top, gaps=gaps) for text in texts]
     tally = Tally(torch.stack([t.nll for t, _ in found]).sum(0), torch.stack([t.bins for t, _ in found]).sum(0))
     numbers: dict[str, Any] = {
         "run": str(run.folder),
@@ -123,13 +128,21 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
         **tally.metrics(dataset.val_bytes),
         "overconfidence": overconfidence(tally),
         "reliability": reliability(tally),
-        "calibration": calibration([c for _, c in found]),
+        "calibration": calibration([c for _, c in found]) | chance(gaps),
         "versions": versions(),
         "git": git_state(),
     }
     if settings.ladder:
         numbers["ladder"] = ngram_ladder(dataset.train, dataset.val, run.tokenizer.vocab_size, longest=settings.ladder)
     return numbers
+
+
+def by_chance(of_top: Mapping[str, float]) -> list[str]:
+    """A line of the page, where the text was long enough to say it."""
+    if "ece_spread" not in of_top:
+        return []
+    spread, alone = of_top["ece_spread"], of_top["ece_by_chance"]
+    return [f"    by chance        ± {spread:.4f} on such texts; a policy that is right would show {alone:.4f}"]
 
 
 def show(numbers: dict[str, Any]) -> str:
@@ -143,6 +156,7 @@ def show(numbers: dict[str, Any]) -> str:
         f"  accuracy           {numbers['val/accuracy']:.2%}",
         f"  calibration error  {numbers['val/ece']:.4f}; the likeliest token is "
         f"{'too sure' if numbers['overconfidence'] > 0 else 'too modest'} by {abs(numbers['overconfidence']):.4f}",
+        *by_chance(of_top),
         f"    of the top {of_top['top']:<2}      {of_top['ece']:.4f}; beyond them {of_top['mass_beyond']:.2%} of the "
         f"mass, and gold in {of_top['gold_beyond']:.2%}",
     ]

@@ -90,6 +90,8 @@ def row(label: str, seeds: Sequence[Mapping[str, Any]]) -> str:
     """One line of the table."""
     tops = [n["calibration"] for n in seeds]
     cells = [label, spread([n["val/ce"] for n in seeds]), spread([n["val/ece"] for n in seeds])]
+    told = all("ece_by_chance" in t for t in tops)
+    cells.append(spread([t["ece_by_chance"] for t in tops]) if told else "—")
     cells.append(spread([t["ece"] for t in tops]))
     cells += [spread([100 * t[what] for t in tops], 2) for what in ("mass_beyond", "gold_beyond")]
     if all("temperature" in t for t in tops):
@@ -108,14 +110,14 @@ def table(numbers: Measured, settings: Settings, made: Mapping[str, Any]) -> str
         "# Calibration of finished runs",
         "",
         f"`{made['command']}` on {machine(made)}. {seeds}; checkpoint {settings.checkpoint}; whole validation split, "
-        f"{settings.bins} bins. ECE: of the likeliest token; top-{settings.top} ECE: the gap between the mass of the "
-        f"{settings.top} likeliest and how often the token that came next is among them; beyond them: the mass, and "
+        f"{settings.bins} bins. ECE: of the likeliest token; by chance: what a policy that is right would show on such "
+        f"a text; top-{settings.top} ECE: the gap between the mass of the {settings.top} likeliest and how often the token that came next is among them; beyond them: the mass, and "
         "how often it came from there. T: the temperature with the lowest loss on the first half of the split; below "
         "1 the model is too unsure of itself, above 1 too sure.",
         "",
-        f"| runs | val CE, nats | ECE | top-{settings.top} ECE | beyond: mass, % | beyond: gold, % | best T | "
-        "CE of the second half | with T | gain of T |",
-        "|---" * 10 + "|",
+        f"| runs | val CE, nats | ECE | by chance | top-{settings.top} ECE | beyond: mass, % | beyond: gold, % "
+        "| best T | CE of the second half | with T | gain of T |",
+        "|---" * 11 + "|",
         *(row(label, seeds) for label, seeds in numbers.items()),
     ]
     return "\n".join(lines) + "\n"

@@ -18,6 +18,7 @@ from torch import Tensor
 from model import GPT
 from training.evaluation import Tally
 from training.hardware import Hardware
+from training.resampling import Gaps
 
 GRID = tuple(2.0 ** (i / 2) for i in range(-4, 5))
 """Factors 1 / T on the logits, from 1/4 to 4."""
@@ -125,16 +126,25 @@ class Calibration:
 
 @torch.no_grad()
 def survey(
-    model: GPT, windows: Iterable[tuple[Tensor, Tensor]], hardware: Hardware, *, bins: int, k: int
+    model: GPT,
+    windows: Iterable[tuple[Tensor, Tensor]],
+    hardware: Hardware,
+    *,
+    bins: int,
+    k: int,
+    gaps: Gaps | None = None,
 ) -> tuple[Tally, Calibration]:
-    """Tally and calibration of `model` over (tokens, targets) windows (b, T), in this process alone."""
+    """Tally and calibration of `model` over (tokens, targets) windows (b, T), in this process alone; adds to `gaps`."""
     tally, calibration = Tally.zero(bins), Calibration.zero(k, bins)
     was_training = model.training
     model.eval()
     for tokens, targets in windows:
         with hardware.autocast():
-            logits = model(tokens.to(hardware.device)).flatten(0, 1)  # (b T, V)
-        gold = targets.to(hardware.device).flatten()
+            rows = model(tokens.to(hardware.device))  # (b, T, V)
+        targets = targets.to(hardware.device)
+        if gaps is not None:
+            gaps.add(rows, targets)
+        logits, gold = rows.flatten(0, 1), targets.flatten()
         tally.add(logits, gold)
         calibration.add(logits, gold)
     model.train(was_training)
