@@ -111,9 +111,10 @@ def table(numbers: Measured, settings: Settings, made: Mapping[str, Any]) -> str
         "",
         f"`{made['command']}` on {machine(made)}. {seeds}; checkpoint {settings.checkpoint}; whole validation split, "
         f"{settings.bins} bins. ECE: of the likeliest token; by chance: what a policy that is right would show on such "
-        f"a text; top-{settings.top} ECE: the gap between the mass of the {settings.top} likeliest and how often "
-        "the token that came next is among them; beyond them: the mass, and how often it came from there. T: the temperature with the lowest loss on the first half of the split; below "
-        "1 the model is too unsure of itself, above 1 too sure.",
+        f"a text; top-{settings.top} ECE: the gap between the mass of the {settings.top} likeliest and how often the "
+        "token that came next is among them; beyond them: the mass, and how often it came from there. T: the "
+        "temperature with the lowest loss on the first half of the split; below 1 the model is too unsure of itself, "
+        "above 1 too sure.",
         "",
         f"| runs | val CE, nats | ECE | by chance | top-{settings.top} ECE | beyond: mass, % | beyond: gold, % "
         "| best T | CE of the second half | with T | gain of T |",
