@@ -45,9 +45,7 @@ class Gaps:
         confidence, real = top.double(), targets >= 0
         slot = (confidence * self.bins).long().clamp(max=self.bins - 1)
         gap = (confidence - (guess == targets).double()) * real
-        self.windows.append(
-            torch.zeros(len(targets), self.bins).double().to(gap.device).scatter_add_(1, slot, gap).cpu()
-        )
+        self.windows.append(gap.new_zeros(len(targets), self.bins).scatter_add_(1, slot, gap).cpu())
         self.tokens += int(real.sum())
         self.block = targets.shape[1]
 
