@@ -106,7 +106,7 @@ def calibration(parts: Sequence[Calibration]) -> dict[str, Any]:
 def chance(gaps: Gaps) -> dict[str, float]:
     """How much of the calibration error is chance; nothing of a text that is too short to say."""
     found = gaps.chance()
-    return {} if found is None else {"ece_spread": found.spread, "ece_by_chance": found.alone}
+    return {} if found is None else found._asdict()
 
 
 def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
@@ -128,7 +128,8 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
         **tally.metrics(dataset.val_bytes),
         "overconfidence": overconfidence(tally),
         "reliability": reliability(tally),
-        "calibration": calibration([c for _, c in found]) | chance(gaps),
+        "calibration": calibration([c for _, c in found]),
+        "chance": chance(gaps),
         "versions": versions(),
         "git": git_state(),
     }
@@ -137,12 +138,12 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
     return numbers
 
 
-def by_chance(of_top: Mapping[str, float]) -> list[str]:
+def by_chance(found: Mapping[str, float]) -> list[str]:
     """A line of the page, where the text was long enough to say it."""
-    if "ece_spread" not in of_top:
+    if not found:
         return []
-    spread, alone = of_top["ece_spread"], of_top["ece_by_chance"]
-    return [f"    by chance        ± {spread:.4f} on such texts; a policy that is right would show {alone:.4f}"]
+    drawn = f"{found['stretches']} stretches of the text drawn again"
+    return [f"    by chance        ± {found['spread']:.4f}; if it were right, {found['alone']:.4f} ({drawn})"]
 
 
 def show(numbers: dict[str, Any]) -> str:
@@ -156,7 +157,7 @@ def show(numbers: dict[str, Any]) -> str:
         f"  accuracy           {numbers['val/accuracy']:.2%}",
         f"  calibration error  {numbers['val/ece']:.4f}; the likeliest token is "
         f"{'too sure' if numbers['overconfidence'] > 0 else 'too modest'} by {abs(numbers['overconfidence']):.4f}",
-        *by_chance(of_top),
+        *by_chance(numbers["chance"]),
         f"    of the top {of_top['top']:<2}      {of_top['ece']:.4f}; beyond them {of_top['mass_beyond']:.2%} of the "
         f"mass, and gold in {of_top['gold_beyond']:.2%}",
     ]

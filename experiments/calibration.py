@@ -90,8 +90,8 @@ def row(label: str, seeds: Sequence[Mapping[str, Any]]) -> str:
     """One line of the table."""
     tops = [n["calibration"] for n in seeds]
     cells = [label, spread([n["val/ce"] for n in seeds]), spread([n["val/ece"] for n in seeds])]
-    told = all("ece_by_chance" in t for t in tops)
-    cells.append(spread([t["ece_by_chance"] for t in tops]) if told else "—")
+    chance = [n["chance"] for n in seeds]
+    cells.append(spread([c["alone"] for c in chance]) if all(chance) else "—")
     cells.append(spread([t["ece"] for t in tops]))
     cells += [spread([100 * t[what] for t in tops], 2) for what in ("mass_beyond", "gold_beyond")]
     if all("temperature" in t for t in tops):

@@ -51,6 +51,19 @@ def test_calibration_is_of_this_text(place):
     assert "temperature" not in short["calibration"] and short["tokens"] == 7
 
 
+def test_chance_is_of_a_text_that_is_long_enough(place):
+    """Catches an error without its chance, or a chance that is made up for a text of a few windows."""
+    run = trained("run")
+    (place / "long.txt").write_text("the king and the queen " * 1000)
+    outcome = here(str(run), "--corpus", "long.txt", "--ladder", "0", "--json", "long.json", main=evaluate.main)
+    found = json.loads(Path("long.json").read_text())
+    assert found["chance"]["stretches"] == 12 and found["chance"]["alone"] < found["val/ece"]
+    assert "    by chance " in outcome.out and "12 stretches" in outcome.out
+    (place / "short.txt").write_text("the king")
+    outcome = here(str(run), "--corpus", "short.txt", "--ladder", "0", main=evaluate.main)
+    assert outcome.code == 0 and "by chance" not in outcome.out
+
+
 def test_an_earlier_checkpoint(place):
     """Catches a --checkpoint that is ignored."""
     run = trained("run", train_checkpoint_every=4)

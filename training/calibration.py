@@ -132,7 +132,7 @@ def survey(
     *,
     bins: int,
     k: int,
-    gaps: Gaps | None = None,
+    gaps: Gaps,
 ) -> tuple[Tally, Calibration]:
     """Tally and calibration of `model` over (tokens, targets) windows (b, T), in this process alone; adds to `gaps`."""
     tally, calibration = Tally.zero(bins), Calibration.zero(k, bins)
@@ -142,8 +142,7 @@ def survey(
         with hardware.autocast():
             rows = model(tokens.to(hardware.device))  # (b, T, V)
         targets = targets.to(hardware.device)
-        if gaps is not None:
-            gaps.add(rows, targets)
+        gaps.add(rows, targets)
         logits, gold = rows.flatten(0, 1), targets.flatten()
         tally.add(logits, gold)
         calibration.add(logits, gold)

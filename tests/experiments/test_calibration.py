@@ -23,15 +23,10 @@ def line(run: str, label: str = "ours", role: str = "row", diverged: bool = Fals
 
 def numbers(ece: float, temperature: float) -> dict:
     of_top = {"top": 5, "ece": 2 * ece, "mass_beyond": ece, "gold_beyond": 0.02}
-    of_top |= {
-        "ece_spread": 0.001,
-        "ece_by_chance": ece / 5,
-        "temperature": temperature,
-        "ce_before": 1.6,
-        "ce_after": 1.5,
-    }
+    of_top |= {"temperature": temperature, "ce_before": 1.6, "ce_after": 1.5}
+    chance = {"spread": 0.001, "alone": ece / 5, "stretches": 50}
     buckets = [{"confidence": 0.35, "accuracy": 0.5, "tokens": 10.0}]
-    return {"val/ce": 1.6, "val/ece": ece, "calibration": of_top, "reliability": buckets}
+    return {"val/ce": 1.6, "val/ece": ece, "calibration": of_top, "chance": chance, "reliability": buckets}
 
 
 def test_the_runs_of_a_study_are_its_rows(place, monkeypatch):
@@ -59,9 +54,8 @@ def test_seeds_are_averaged_and_bins_pooled():
     assert "0.0200 ± 0.0141" in said and "0.0400 ± 0.0283" in said and "1.000 ± 0.141" in said and "-0.1000" in said
     assert "| 2.00 ± 1.41 | 2.00 ± 0.00 |" in said  # per cent
     assert "| 0.0040 ± 0.0028 |" in said  # by chance
-    assert said.count("|") == row(
-        "short", [{**n, "calibration": {"top": 5, "ece": 0.1, **beyond}} for n in seeds]
-    ).count("|")
+    short = [{**n, "calibration": {"top": 5, "ece": 0.1, **beyond}, "chance": {}} for n in seeds]
+    assert row("of a short text", short).count("|") == said.count("|")
     assert "2 seeds" in table({"ours": seeds}, Settings(), stamp("calibration", []))
     more = {"reliability": [{"confidence": 0.36, "accuracy": 0.2, "tokens": 30.0}]}
     assert pooled([seeds[0], more], 15) == [pytest.approx((0.3575, 0.275))]

@@ -13,6 +13,7 @@ from data.batches import validation_windows
 from training.calibration import Calibration, halves, survey
 from training.evaluation import evaluate
 from training.hardware import choose
+from training.resampling import Gaps
 
 V = 9
 
@@ -74,7 +75,9 @@ def test_one_likeliest_token_gives_the_usual_error():
             return table[tokens]
 
     hardware = choose(RunConfig(device="cpu", dtype="float32", threads=1))
-    tally, found = survey(Table().train(), validation_windows(tokens, 8, 4), hardware, bins=15, k=1)  # type: ignore[arg-type]
+    gaps = Gaps(15)
+    tally, found = survey(Table().train(), validation_windows(tokens, 8, 4), hardware, bins=15, k=1, gaps=gaps)  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.cat(gaps.windows).sum(0), tally.bins[0] - tally.bins[1], atol=1e-5, rtol=0)
     usual = evaluate(Table(), validation_windows(tokens, 8, 4), hardware, bins=15).metrics(200)  # type: ignore[arg-type]
     assert tally.metrics(200) == usual and found.tokens == 199
     assert found.top_k_error() == pytest.approx(usual["val/ece"], abs=1e-6)
