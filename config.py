@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from checks import ConfigError, check_fields, require
 from config_bootstrap import BootstrapConfig
-from config_method import CriticConfig, MethodConfig
+from config_method import CriticConfig, MethodConfig, check_judging, first_held_back
 from presets import PRESETS as PRESETS_OF_THE_METHOD
 from presets_bootstrap import PRESETS_BOOTSTRAP
 
@@ -315,10 +315,11 @@ class Config:
             self.critic.cache,
             "a cache judges the corpus's own tokens, not those of --method.context student; leave one of them out",
         )
-        if self.train.objective == "avatarl" and self.method.critic_trust == "known":
-            self._check_trust()
-        if self.train.objective == "avatarl" and self.method.imagined_windows:
-            self._check_imagination()
+        if self.train.objective == "avatarl":
+            check_judging(self.critic, self.method)
+            steps, last = self.train.steps, self.train.steps - first_held_back(self.train.steps, self.method.held_back)
+            fix = f"of train.steps = {steps} no step is left before it, or none for it; use another share"
+            require(self.method.held_back == 0 or 0 < last < steps, "method.held-back", self.method.held_back, fix)
         if self.train.objective == "bootstrap":
             self.bootstrap.check_model(self.model.block_size, self.model.dropout)
             fix = "a bootstrapping run is small, and every process holds it whole; use ddp"
@@ -326,22 +327,10 @@ class Config:
         top, k = self.critic.cache_top, self.method.top_k
         require(top == 0 or top >= k, "critic.cache-top", top, f"the critic proposes method.top-k = {k}; keep as many")
 
-    def _check_imagination(self) -> None:
-        """Only statistics of the text can write, and what they write is read as it stands."""
-        label, many, critic, method = "method.imagined-windows", self.method.imagined_windows, self.critic, self.method
-        writes = critic.kind in ("ngram", "mixed", "suffix") and not critic.cache
-        require(writes, label, many, "they are written by --critic.kind ngram, mixed or suffix, without a cache")
-        fix = "student contexts and group advantages belong to the corpus's own windows; leave one of them out"
-        require(method.context == "gold" and method.advantage == "none", label, many, fix)
-
-    def _check_trust(self) -> None:
-        """What is known about a critic before training must hold throughout, and not come from reading gold."""
-        label, members = "method.critic-trust", self.critic.members
-        fix = "the student's past changes while it trains; use another --critic.kind, or --method.critic-trust constant"
-        require("self" not in members, label, "known", fix)
-        counts = {"ngram", "mixed", "suffix"} & set(members)
-        fix = "a critic that counts gold itself looks right everywhere; leave --critic.leave-one-out on"
-        require(not counts or self.critic.leave_one_out, label, "known", fix)
+    @property
+    def held_back(self) -> float:
+        """Share of the training text that is read last, and of the steps that read it; 0: no such text."""
+        return self.method.held_back if self.train.objective == "avatarl" else 0.0
 
     @property
     def row_length(self) -> int:
