@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from checks import ConfigError, check_fields, require
 from config_bootstrap import BootstrapConfig
-from config_method import CriticConfig, MethodConfig, check_judging, first_held_back
+from config_method import CriticConfig, MethodConfig, check_judging
 from presets import PRESETS as PRESETS_OF_THE_METHOD
 from presets_bootstrap import PRESETS_BOOTSTRAP
 
@@ -317,20 +317,12 @@ class Config:
         )
         if self.train.objective == "avatarl":
             check_judging(self.critic, self.method)
-            steps, last = self.train.steps, self.train.steps - first_held_back(self.train.steps, self.method.held_back)
-            fix = f"of train.steps = {steps} no step is left before it, or none for it; use another share"
-            require(self.method.held_back == 0 or 0 < last < steps, "method.held-back", self.method.held_back, fix)
         if self.train.objective == "bootstrap":
             self.bootstrap.check_model(self.model.block_size, self.model.dropout)
             fix = "a bootstrapping run is small, and every process holds it whole; use ddp"
             require(self.run.parallel != "fsdp", "run.parallel", self.run.parallel, fix)
         top, k = self.critic.cache_top, self.method.top_k
         require(top == 0 or top >= k, "critic.cache-top", top, f"the critic proposes method.top-k = {k}; keep as many")
-
-    @property
-    def held_back(self) -> float:
-        """Share of the training text that is read last, and of the steps that read it; 0: no such text."""
-        return self.method.held_back if self.train.objective == "avatarl" else 0.0
 
     @property
     def row_length(self) -> int:

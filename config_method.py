@@ -133,9 +133,6 @@ class MethodConfig:
     """student: probability that a context token is replaced."""
     imagined_windows: int = 0
     """Windows written by the critic (ngram, mixed, suffix) that are learnt from beside each window of the corpus."""
-    held_back: float = 0.0
-    """Share of the text, at its end, that critics of counts don't know: it says how sure they should be of what they
-    imagine, and the last steps, as large a share of all, read it alone, paid by reality alone. For calibration."""
     imagined_judge: Literal["critic", "consensus"] = "critic"
     """critic: it alone judges what it wrote; consensus: the token that it wrote counts as gold (to be studied)."""
     reality_weight_schedule: str = ""
@@ -177,7 +174,6 @@ class MethodConfig:
         require(self.reward_cap > 0, "method.reward-cap", self.reward_cap, "use a positive number")
         most = self.imagined_windows
         require(most >= 0, "method.imagined-windows", most, "use 0 or more windows")
-        require(0 <= self.held_back < 1, "method.held-back", self.held_back, "use a share below 1, such as 0.1")
         limits = {"top_k": (1, self.top_k), "student_context_share": (0, 1), "imagined_windows": (0, most)}
         for name in self.SCHEDULED:
             field_at_fault = f"{name}_schedule" if getattr(self, f"{name}_schedule") else name
@@ -204,28 +200,21 @@ class MethodConfig:
         )
 
 
-def first_held_back(steps: int, share: float) -> int:
-    """The first of `steps` steps that reads held-back text, of which there is this share; `steps`: none does."""
-    return steps - round(share * steps)
-
-
 def check_judging(critic: CriticConfig, method: MethodConfig) -> None:
     """Raise ConfigError where this critic cannot do what the method asks of it."""
     if method.critic_trust == "known":
         _check_trust(critic)
-    counts = set(critic.members) <= {"ngram", "mixed", "suffix"} and not critic.cache
     if method.imagined_windows:
-        label, many = "method.imagined-windows", method.imagined_windows
-        fix = "they are written by --critic.kind ngram, mixed or suffix, without a cache"
-        require(counts and critic.kind != "ensemble", label, many, fix)
-        fix = "student contexts and group advantages belong to the corpus's own windows; leave one of them out"
-        require(method.context == "gold" and method.advantage == "none", label, many, fix)
-    if method.held_back:
-        label, share = "method.held-back", method.held_back
-        fix = "only counts can be told to leave text out: --critic.kind ngram, mixed or suffix, without a cache"
-        require(counts, label, share, fix)
-        fix = "reality alone judges that text; leave --method.context student and --method.advantage group out"
-        require(method.context == "gold" and method.advantage == "none", label, share, fix)
+        _check_imagination(critic, method)
+
+
+def _check_imagination(critic: CriticConfig, method: MethodConfig) -> None:
+    """Only statistics of the text can write, and what they write is read as it stands."""
+    label, many = "method.imagined-windows", method.imagined_windows
+    writes = critic.kind in ("ngram", "mixed", "suffix") and not critic.cache
+    require(writes, label, many, "they are written by --critic.kind ngram, mixed or suffix, without a cache")
+    fix = "student contexts and group advantages belong to the corpus's own windows; leave one of them out"
+    require(method.context == "gold" and method.advantage == "none", label, many, fix)
 
 
 def _check_trust(critic: CriticConfig) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from config import Config, ConfigError, differences, override, require
 from critic_runs import critic_cache, critic_runs
-from data.held_back import check_held_back
 from data.prepare import Dataset, check_length, prepare
 from data.tokenizers import load_tokenizer
 from files import write_json
@@ -159,7 +158,6 @@ def check_settings(config: Config, dataset: Dataset) -> None:
         require(k <= vocab_size, "method.top-k", k, f"the vocabulary has only {vocab_size} tokens; use at most that")
         top, fix = config.critic.cache_top, f"the vocabulary has only {vocab_size} tokens; keep at most that"
         require(top <= vocab_size, "critic.cache-top", top, fix)
-    check_held_back(len(dataset.train), config)
     if config.eval.sample_tokens:
         try:
             dataset.tokenizer.encode(config.eval.prompt)

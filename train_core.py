@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from config import Config
-from data.batches import Batch, prefetch, validation_windows
+from data.batches import Batch, TrainingBatches, prefetch, validation_windows
 from data.critic_cache import CriticCache
-from data.held_back import training_batches
 from data.prepare import Dataset
 from generation import generate
 from model import GPT
@@ -121,7 +120,9 @@ class Job:
         self.module = wrapped(self.objective, self.world, self.hardware.device)
         self.bad_steps = BadSteps(self.hardware.device, self.state.bad_in_a_row, self.state.bad_steps)
         train = self.config.train
-        self.batches = training_batches(self.dataset.train, self.config, self.cache)
+        self.batches = TrainingBatches(
+            self.dataset.train, self.config.row_length, train.batch_size, self.config.run.seed, cache=self.cache
+        )
         self.slices = rows_of(train, self.world.rank, self.world.size)
         self.tokens_per_step = train.batch_size * self.config.row_length
 

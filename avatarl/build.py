@@ -9,17 +9,14 @@ import torch
 from avatarl.cache import CachedCritic
 from avatarl.critics import Autocast, Critic, CrossFitCritic, EnsembleCritic, ModelCritic, PastCritic
 from avatarl.imagination import Imagination, Writer
-from avatarl.levels import surer
 from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
 from avatarl.objective import AvataRL, CrossEntropy
 from avatarl.suffixes import SuffixCritic
 from avatarl.trust import fit_trust
 from config import Config, require
-from config_method import first_held_back
 from data import corpora
 from data.critic_cache import CriticCache
-from data.held_back import known_tokens
 from model import GPT
 
 STORED_FROM = 250_000
@@ -108,13 +105,13 @@ def past_critic(student: GPT, config: Config, autocast: Autocast) -> PastCritic:
     return past
 
 
-def imagined_by(critic: Critic | None, config: Config, train: np.ndarray, unknown: np.ndarray) -> Imagination | None:
-    """The windows that `critic` of `train` is to write, as surely as text `unknown` to it says; None: none wanted."""
+def imagined_by(critic: Critic | None, config: Config, train: np.ndarray) -> Imagination | None:
+    """The windows that `critic` is to write; None where none are wanted."""
     if not config.method.imagined_windows:
         return None
     assert isinstance(critic, Writer)  # the config saw to it
     return Imagination(
-        surer(critic, unknown) if len(unknown) else critic,
+        critic,
         train,
         block_size=config.model.block_size,
         batch_size=config.train.batch_size,
@@ -181,8 +178,6 @@ def build_objective(
     if config.train.objective == "cross-entropy":
         return CrossEntropy(student, config.train.label_smoothing)
     method, vocab_size = config.method, student.vocab_size
-    known = known_tokens(len(train), config.held_back)
-    train, unknown = train[:known], train[known:]
     require(
         method.top_k <= vocab_size,
         "method.top-k",
@@ -206,6 +201,5 @@ def build_objective(
         critic_flops=judging.flops,
         autocast=autocast,
         trust=trust,
-        imagination=imagined_by(critic, config, train, unknown),
-        reality_alone_from=first_held_back(config.train.steps, config.held_back),
+        imagination=imagined_by(critic, config, train),
     )

@@ -27,8 +27,6 @@ from model import GPT
 # Logits of one chunk of the fused loss: 32 MB in float32 on a CPU; on a GPU fewer, larger launches.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
-ALONE = 1e-6  # ε where reality speaks alone
-
 
 class CrossEntropy(nn.Module):
     """Pretraining: the mean negative log-likelihood of the token that came next.
@@ -63,8 +61,7 @@ class AvataRL(nn.Module):
     `critic` judges, at `critic_flops` per token; without one, `past` (the student's EMA or ring) or `twin` (a
     second student, which learns by the same rules with the first as its critic) does. A `past` beside a critic is
     a member of that ensemble, and follows the student. `trust` lowers the critic's weight where it is known to be
-    poor. Past and twin are part of the checkpoint; a frozen critic and its trust are not. From the step
-    `reality_alone_from` on, windows of the corpus pay gold alone: they are of text that the critic doesn't know.
+    poor. Past and twin are part of the checkpoint; a frozen critic and its trust are not.
     """
 
     def __init__(
@@ -81,7 +78,6 @@ class AvataRL(nn.Module):
         autocast: Autocast = nullcontext,
         trust: Trust | None = None,
         imagination: Imagination | None = None,
-        reality_alone_from: int | None = None,
     ) -> None:
         super().__init__()
         if critic_flops is None:
@@ -91,7 +87,7 @@ class AvataRL(nn.Module):
             raise ValueError("AvataRL needs either a critic (the student's past is one) or a twin")
         self.student, self.past, self.twin = student, past, twin
         self.method, self.seed, self.autocast, self.trust = method, seed, autocast, trust
-        self.imagination, self.reality_alone_from = imagination, reality_alone_from
+        self.imagination = imagination
         self._critics, self._critic_flops = (critic,), critic_flops  # in a tuple: `past` is not registered twice
         self.inner_epochs = method.inner_epochs
         device = student.wte.weight.device
@@ -101,7 +97,7 @@ class AvataRL(nn.Module):
     def settings(self, step: int) -> LossSettings:
         """The loss's settings at `step`, scheduled weights as 0-d tensors."""
         now, m = self.schedules.at(step), self.method
-        made = LossSettings(
+        return LossSettings(
             top_k=m.top_k,
             reality_weight=now["reality_weight"],
             critic_weight=now["critic_weight"],
@@ -118,9 +114,6 @@ class AvataRL(nn.Module):
             unproposed=m.unproposed,
             trust=self.trust,
         )
-        if self.reality_alone_from is None or step < self.reality_alone_from:
-            return made
-        return made._replace(reality_weight=1.0, critic_weight=0.0, epsilon=ALONE, trust=None)
 
     def forward(
         self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -129,15 +129,8 @@ class TrainingBatches:
         return positions
 
 
-class Batches(Protocol):
-    """Whatever a run's batches come from."""
-
-    def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
-        """Rows start..stop of the global batch of `step` (0-based); all of them by default."""
-
-
 def prefetch(
-    batches: Batches,
+    batches: TrainingBatches,
     steps: Iterable[int],
     slices: Sequence[tuple[int, int]],
     device: torch.device | str,

@@ -6,9 +6,8 @@
 
 The protocol's model, batches and lengths. Every judge is built from the training text alone; each is tried with every
 hand-over of the vote (the critic's weight at the first and at the last step, and after a stroke reality's, where it is
-not the rest), with every number of windows that it writes beside each of the corpus's, which cost time, but no
-tokens, and with every share of the text held back from it; all of them propose --top-k actions; all entries are tuned
-alike.
+not the rest) and with every number of windows that it writes beside each of the corpus's, which cost time, but no
+tokens; all of them propose --top-k actions; all entries are tuned alike.
 `python -m experiments.judges --tokenizer bpe` says what the judges know by themselves. Writes results/words/:
 record.json, runs.jsonl, table.md and figure.svg.
 """
@@ -55,8 +54,6 @@ class Settings(StudySettings):
     """Numbers of imagined windows tried, beside each window of the corpus."""
     top_k: int = 64
     """Actions that student and critic propose each: a thousand tokens have a longer tail than characters."""
-    held_back: tuple[float, ...] = (0.0,)
-    """Shares of the training text tried that the judges don't know and AvataRL reads last; 0: none."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimiser of all."""
     evaluations: int = 4
@@ -70,8 +67,6 @@ class Settings(StudySettings):
         possible = len(self.windows) > 0 and all(count >= 0 for count in self.windows)
         require(possible, "windows", self.windows, "use numbers from 0 on, such as 0 2")
         require(self.top_k >= 1, "top-k", self.top_k, "use a positive number, such as 64")
-        shares = len(self.held_back) > 0 and all(0 <= share < 1 for share in self.held_back)
-        require(shares, "held-back", self.held_back, "use shares from 0 on, below 1, such as 0 0.1")
         for fall in self.falls:
             ends(fall)
 
@@ -99,14 +94,13 @@ def entries(settings: Settings) -> list[Entry]:
     """Cross-entropy, and AvataRL with every judge and hand-over."""
     own = optimizer(settings.optimizer)
     made = [rival("cross-entropy", own)]
-    for judge, fall, count, share in product(settings.judges, settings.falls, settings.windows, settings.held_back):
+    for judge, fall, count in product(settings.judges, settings.falls, settings.windows):
         (first, last), *reality = weights = ends(fall)
         label = f"AvataRL, {judge}, w_c {first:g} → {last:g}"
         label += "".join(f", w_r {begin:g} → {end:g}" for begin, end in reality)
         label += f", {count} imagined" if count else ""
-        label += f", {share:.0%} held back" if share else ""
         ours = {**own, **JUDGES[judge], **falling(*weights), "method.imagined-windows": count}
-        ours |= {"method.top-k": settings.top_k, "method.held-back": share}
+        ours["method.top-k"] = settings.top_k
         made.append(rival("AvataRL", ours, label))
     return made
 

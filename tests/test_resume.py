@@ -18,7 +18,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "adamw, cross-entropy": {"train_objective": "cross-entropy", "optim_name": "adamw"},
     "dropout, student contexts": {"model_dropout": 0.2, "method_context": "student", "model_n_layer": 2},
     "imagined windows, falling": {"method_imagined_windows": 2, "method_imagined_windows_schedule": "0:2,1:0"},
-    "held-back text": {"method_held_back": 0.4, "method_imagined_windows": 1},
     "past: ema": {"critic_kind": "self", "critic_past": "ema", "critic_ema_decay": 0.5},
     "past: ring": {"critic_kind": "self", "critic_past": "ring", "critic_ring_every": 1, "critic_ring_size": 3},
     "past: twin": {"critic_kind": "self", "critic_past": "twin", "model_dropout": 0.1},

@@ -27,7 +27,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "tokens": (tokens, tokens.Settings()),
     "tokens, imagined": (tokens, tokens.Settings(recipe="protocol-imagined")),
     "tokens, 8,000 steps": (tokens, tokens.Settings(recipe="protocol-imagined-long", steps=8000, fractions=(1.0,))),
-    "words": (words, words.Settings(judges=tuple(words.JUDGES), windows=(0, 2), held_back=(0.0, 0.2))),
+    "words": (words, words.Settings(judges=tuple(words.JUDGES), windows=(0, 2))),
 }
 STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
     name: (module.entries(settings), settings) for name, (module, settings) in SETTINGS.items()
@@ -175,7 +175,6 @@ def test_a_size_that_is_none(size):
         (words, {"judges": ("model",)}),
         (words, {"windows": (-1,)}),
         (words, {"top_k": 0}),
-        (words, {"held_back": (1.0,)}),
         (words, {"falls": ("0.9",)}),
         (words, {"falls": ("0.9:1.2",)}),
         (words, {"falls": ("0.9:0.6/0.1",)}),
@@ -213,12 +212,3 @@ def test_words_hand_over_as_told(fall, label, critic, reality):
     assert ours.label == f"AvataRL, mixed, {label}"
     assert ours.settings["method.critic-weight-schedule"] == critic
     assert ours.settings["method.reality-weight-schedule"] == reality
-
-
-def test_what_is_held_back_differs_in_that_alone():
-    """Catches a share that reaches the judge but not the student's steps, or is named and not held back."""
-    _, plain, held = words.entries(words.Settings(windows=(2,), held_back=(0.0, 0.1)))
-    assert held.label == f"{plain.label}, 10% held back"
-    how = words.Settings()
-    changed = differences(*(built(e.preset, settings_of(e, how)) for e in (plain, held)))
-    assert changed == {"method.held_back": (0.0, 0.1)}

@@ -49,7 +49,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "train_grad_accum": 4,  # two on each of two processes
     },
     "imagined windows, accumulation": {"method_imagined_windows": 2, "train_grad_accum": 2},
-    "held-back text, imagined windows": {"method_held_back": 0.4, "method_imagined_windows": 1},
     "student contexts, rotary": {
         "method_context": "student",
         "model_position": "rope",
