@@ -18,8 +18,8 @@ from typing import Any, Literal
 from cli import parse, run_main
 from config import require
 from experiments.figures import curves
-from experiments.rivals import ends, falling
-from experiments.study import Entry, Knob, Row, StudySettings, conduct, publish, rate, stamp
+from experiments.rivals import ends, falling, regularizers, tuning
+from experiments.study import Entry, Row, StudySettings, conduct, publish, stamp
 from experiments.tables import CHOICE, LABEL, SECONDS, TRIED, Column, difference, gap_text, gaps, metric, page
 
 SIZES = {
@@ -69,10 +69,7 @@ class Settings(StudySettings):
             ends(self.fall, "fall")
         require(self.windows >= 1, "windows", self.windows, "use a positive number, such as 3")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
-        possible = len(self.dropouts) > 0 and all(0 <= p < 1 for p in self.dropouts)
-        require(possible, "dropouts", self.dropouts, "use probabilities below 1, such as 0 0.2 0.4")
-        positive = len(self.decays) > 0 and all(0 < d < math.inf for d in self.decays)
-        require(positive, "decays", self.decays, "use factors above 0, such as 1 10")
+        regularizers(self.dropouts, self.decays)
 
 
 def entries(settings: Settings) -> list[Entry]:
@@ -97,16 +94,6 @@ def entries(settings: Settings) -> list[Entry]:
         for method, name in SIZES[settings.size].items()
     ]
     return [entry for entry in made if entry.baseline or not settings.only or entry.label in settings.only]
-
-
-def knobs(settings: Settings) -> list[Knob]:
-    """What is tuned, in this order."""
-    decay = ("optim.weight-decay", "optim.muon-weight-decay")
-    return [
-        rate(settings),
-        Knob("dropout", ("model.dropout",), settings.dropouts, relative=False, stride=0.2, low=0.0, high=0.8),
-        Knob("decay", decay, settings.decays, stride=10.0, low=0.1, high=100.0),
-    ]
 
 
 def at_step(row: Row, base: Row | None) -> str:
@@ -144,7 +131,8 @@ def main(words: Sequence[str]) -> int:
     """Run the study and write its figures; returns the exit code."""
     settings = parse(Settings, words, prog="python -m experiments.repeated", description=__doc__ or "")
     made = stamp("repeated", words)
-    rows = conduct(entries(settings), settings, "repeated", knobs(settings), by="best")
+    knobs = tuning(settings, settings.dropouts, settings.decays)
+    rows = conduct(entries(settings), settings, "repeated", knobs, by="best")
     title = f"The first {settings.share:.0%} of the training text, {settings.steps:,} steps, {settings.size} model"
     note = "Choices go by the best validation CE along the run of seed 1, rate first, then dropout, then decay."
     tuned = any(row.choice for row in rows)

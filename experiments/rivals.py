@@ -1,11 +1,12 @@
 """The rivals on DESIGN's protocol, as entries of studies: the same model, tokens and batches for all of them."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from config import ConfigError, CriticConfig, MethodConfig, require
-from experiments.study import Entry
+from experiments.study import Entry, Knob, StudySettings, rate
 from presets import hand_over
 
 METHODS = {"cross-entropy": "protocol-pretrain", "AvataRL": "protocol-avatarl"}
@@ -64,6 +65,26 @@ def ends(fall: str, name: str = "falls") -> list[tuple[float, float]]:
         raise ConfigError(f"{name} = {fall!r}: write first:last, such as 0.9:0.6, or the critic's/reality's")
     require(all(0 <= w <= 1 for pair in pairs for w in pair), name, fall, "use weights from 0 to 1")
     return pairs
+
+
+def regularizers(dropouts: Sequence[float], decays: Sequence[float]) -> None:
+    """Raises ConfigError for what `tuning` can't try."""
+    require(all(0 <= p < 1 for p in dropouts), "dropouts", dropouts, "use probabilities below 1, such as 0 0.2 0.4")
+    require(all(0 < d < math.inf for d in decays), "decays", decays, "use factors above 0, such as 1 10")
+
+
+def tuning(how: StudySettings, dropouts: Sequence[float], decays: Sequence[float]) -> list[Knob]:
+    """What is tuned where a text is read again and again, in this order: rate, dropout, weight decay.
+
+    decays: multiples of the presets', of both optimisers; of what has no values, nothing is tried.
+    """
+    decay = ("optim.weight-decay", "optim.muon-weight-decay")
+    knobs = [
+        rate(how),
+        Knob("dropout", ("model.dropout",), tuple(dropouts), relative=False, stride=0.2, low=0.0, high=0.8),
+        Knob("decay", decay, tuple(decays), stride=10.0, low=0.1, high=100.0),
+    ]
+    return [knob for knob in knobs if knob.values]
 
 
 def optimizer(name: str) -> dict[str, Any]:

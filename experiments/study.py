@@ -143,6 +143,14 @@ def common(preset: str, steps: int, evaluations: int) -> dict[str, Any]:
     }
 
 
+def of_length(preset: str, steps: int, evaluations: int) -> dict[str, Any]:
+    """Those settings of `common` that a run's length decides: for an entry of another length than its study's."""
+    return {k: v for k, v in common(preset, steps, evaluations).items() if k in OF_LENGTH}
+
+
+OF_LENGTH = ("train.steps", "optim.warmup-steps", "eval.every")
+
+
 @dataclass(frozen=True)
 class Row:
     """An entry and what it reached with seeds 1, 2, … at its best choice."""
@@ -253,8 +261,7 @@ def at_equal_time(rows: Sequence[Row], how: StudySettings, tolerance: float = 0.
         seconds = base.seconds_per_step * base.outcomes[0].final["step"]
         steps = steps_for_equal_time(row.seconds_per_step, seconds)
         chosen = {k: v for k, v in row.outcomes[0].arm.settings.items() if k != "run.seed"}
-        shorter = common(row.entry.preset, steps, how.evaluations)
-        settings = {**chosen, **{k: shorter[k] for k in ("train.steps", "optim.warmup-steps", "eval.every")}}
+        settings = {**chosen, **of_length(row.entry.preset, steps, how.evaluations)}
         entries.append(replace(row.entry, settings=settings, label=f"{row.entry.label}, {steps:,} steps"))
     return entries
 

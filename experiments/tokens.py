@@ -21,7 +21,7 @@ from cli import parse, run_main
 from config import require
 from experiments.figures import Line, chart
 from experiments.rivals import HALF, optimizer, rival
-from experiments.study import Entry, Row, StudySettings, common, conduct, publish, rate, stamp
+from experiments.study import Entry, Row, StudySettings, conduct, of_length, publish, rate, stamp
 from experiments.tables import page, spread, values_of
 
 
@@ -71,8 +71,7 @@ def entries(settings: Settings) -> list[Entry]:
     for fraction in sorted(set(settings.fractions)):
         label = "AvataRL, all the steps" if fraction == 1 else f"AvataRL, {fraction:g} of the steps"
         steps = max(1, round(fraction * settings.steps))
-        length = common(settings.recipe, steps, settings.evaluations)
-        shorter = {k: length[k] for k in ("train.steps", "optim.warmup-steps", "eval.every")}
+        shorter = of_length(settings.recipe, steps, settings.evaluations)
         made.append(rival("AvataRL", {**own, **shorter}, label, preset=settings.recipe))
     return made
 

@@ -11,8 +11,9 @@ from checks import ConfigError
 from config import MethodConfig, differences
 from experiments import ablation, compare, imagined, precision, protocol, repeated, sizes, tokens, words
 from experiments.arms import ROOT, built, flags
-from experiments.rivals import PUBLISHED
+from experiments.rivals import PUBLISHED, tuning
 from experiments.study import Entry, StudySettings, common, rate
+from tests.experiments.builders import row
 
 SETTINGS: dict[str, tuple[Any, Any]] = {
     "ablation of the method": (ablation, ablation.Settings()),
@@ -27,7 +28,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "tokens": (tokens, tokens.Settings()),
     "tokens, imagined": (tokens, tokens.Settings(recipe="protocol-imagined")),
     "tokens, 8,000 steps": (tokens, tokens.Settings(recipe="protocol-imagined-long", steps=8000, fractions=(1.0,))),
-    "words": (words, words.Settings(judges=tuple(words.JUDGES), windows=(0, 2))),
+    "words": (words, words.Settings(judges=tuple(words.JUDGES), windows=(0, 2), longer=(3000, 6000))),
 }
 STUDIES: dict[str, tuple[list[Entry], StudySettings]] = {
     name: (module.entries(settings), settings) for name, (module, settings) in SETTINGS.items()
@@ -128,7 +129,7 @@ def test_the_rates_of_both_optimisers_move_together():
 def test_weight_decay_of_both_optimisers_is_tuned():
     """Catches a decay that the optimiser in use never sees."""
     entry = repeated.entries(repeated.Settings())[0]
-    decay = repeated.knobs(repeated.Settings())[-1]
+    decay = tuning(StudySettings(), (), (1.0, 10.0))[-1]
     config = built(entry.preset, decay.applied(entry.preset, entry.settings, 10.0))
     assert config.optim.weight_decay == pytest.approx(1.0) and config.optim.muon_weight_decay == pytest.approx(0.1)
     assert config.data.train_stop == 0.1 and config.eval.every == 100
@@ -153,6 +154,31 @@ def test_a_text_is_named_from_the_checkout(tmp_path, monkeypatch):
         words.text_file("some/other.txt")
 
 
+def test_cross_entropy_for_longer_is_tuned_as_a_baseline_is():
+    """Catches a longer run with the short one's schedule, or left at its preset's rate where baselines are tuned."""
+    how = words.Settings(steps=600, longer=(3000, 1000, 3000), evaluations=4)
+    made = [entry for entry in words.entries(how) if entry.group]
+    assert [(e.label, e.baseline) for e in made] == [
+        ("cross-entropy, 1,000 steps", True),
+        ("cross-entropy, 3,000 steps", True),
+    ]
+    configs = [built(e.preset, settings_of(e, how)) for e in made]
+    assert [(c.train.steps, c.optim.warmup_steps, c.eval.every) for c in configs] == [
+        (1000, 100, 250),
+        (3000, 100, 750),
+    ]
+    assert [knob.name for knob in tuning(how, how.dropouts, how.decays)] == ["rate"]
+
+
+def test_what_is_said_of_longer_runs():
+    """Catches times or losses divided the wrong way round, and AvataRL compared with itself."""
+    base = row("cross-entropy", [[3.9]], baseline=True)
+    ours = row("ours", [[3.8, 3.7, 3.7, 3.6]])
+    later = row("later", [[3.8, 3.5]], group="900 steps", baseline=True)
+    said = words.against_longer([base, ours, later])
+    assert said == ["- ours − later = +0.1000; in 2.00 times the time, at 1.00 times the calibration error."]
+
+
 @pytest.mark.parametrize("size", ["4", "x128", "0x64", "2x0", "2x50", "two x 64"])
 def test_a_size_that_is_none(size):
     """Catches a ladder that fails at its last rung."""
@@ -170,11 +196,13 @@ def test_a_size_that_is_none(size):
         (repeated, {"pace": 0.0}),
         (repeated, {"fall": "0.9"}),
         (repeated, {"dropouts": (1.0,)}),
-        (repeated, {"decays": ()}),
+        (repeated, {"decays": (0.0,)}),
         (repeated, {"windows": 0}),
         (words, {"judges": ("model",)}),
         (words, {"windows": (-1,)}),
         (words, {"top_k": 0}),
+        (words, {"dropouts": (-0.1,)}),
+        (words, {"longer": (2000, 3000)}),
         (words, {"falls": ("0.9",)}),
         (words, {"falls": ("0.9:1.2",)}),
         (words, {"falls": ("0.9:0.6/0.1",)}),
