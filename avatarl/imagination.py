@@ -24,9 +24,11 @@ from avatarl.contexts import keyed_uniform
 from avatarl.critics import CriticOpinion, DenseOpinion
 from checks import require
 
-WINDOWS = 2**11  # written at a time, about: more are hardly cheaper
+# Windows written at a time, and log-probabilities of float16 that are kept for them, at most: on a CPU more are hardly
+# cheaper; a GPU spends its time on starting small kernels, token by token, whatever the number of windows.
+WINDOWS = {"cpu": 2**11, "cuda": 2**14}
+ENTRIES = {"cpu": 2**24, "cuda": 2**28}
 MAX_VOCABULARY = 4096  # all log-probabilities of every position are kept until they are read
-ENTRIES = 2**24  # log-probabilities of float16 that are kept for them
 TEXT, START = 2, 3  # streams of draws; 0 and 1 are those of contexts.py
 
 
@@ -62,6 +64,12 @@ class Imagined(NamedTuple):
     """At the n · T positions, in row-major order."""
 
 
+def written_at_once(block_size: int, vocab_size: int, device: str = "cpu") -> int:
+    """How many windows of `block_size` tokens are written together, about, on a device of this type."""
+    windows, entries = (limit.get(device, limit["cpu"]) for limit in (WINDOWS, ENTRIES))
+    return min(windows, entries // (block_size * vocab_size))
+
+
 class Imagination:
     """Windows of `block_size` tokens for every row of a run of `steps` batches of `batch_size`, in the writer's words.
 
@@ -76,7 +84,7 @@ class Imagination:
         require(writer.vocab_size <= MAX_VOCABULARY, "method.imagined-windows", "more than 0", fix)
         self._writer, self._text = writer, text
         self._block_size, self._batch_size, self._rows, self._seed = block_size, batch_size, batch_size * steps, seed
-        self.at_once = WINDOWS
+        self.at_once: int | None = None  # windows; None: what suits the device
         self._ready: dict[int, tuple[Tensor, Tensor]] = {}  # of rows, by the index of the first: as `_write` returns
 
     def windows(self, first: int, indices: Tensor, count: int, length: int | None = None) -> Imagined:
@@ -102,7 +110,8 @@ class Imagination:
     def _write_ahead(self, indices: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Write for these rows in this step and the next ones, and forget what is past; what this step reads."""
         self._ready = {index: found for index, found in self._ready.items() if index > first - self._batch_size}
-        most = min(self.at_once, ENTRIES // (self._block_size * self._writer.vocab_size))
+        most = written_at_once(self._block_size, self._writer.vocab_size, indices.device.type)
+        most = min(self.at_once or most, most)
         starts = range(first, max(self._rows, first + 1), self._batch_size)[: max(1, most // (len(indices) * count))]
         later = torch.arange(len(starts), device=indices.device)[:, None] * self._batch_size
         parts = self._write((later + indices).flatten(), count)

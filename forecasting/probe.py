@@ -39,7 +39,7 @@ from training.record import Recorder
 CORPUS_TOKENS = 200_000  # at most: the n-gram tables of more take longer than they tell
 WORDS = 10_000  # of the synthetic text
 WARM_UP_TOKENS = 16
-PROBED_WINDOWS = 2**8  # imagined for a measurement: a run writes more at once, at a little less for each
+PROBED_WINDOWS = 2**8  # imagined for a measurement on a CPU: a run writes more at once, at a little less for each
 
 
 class Cost(NamedTuple):
@@ -145,13 +145,13 @@ class Probe:
     def imagine(self, batch: Batch) -> float:
         """Seconds that a step's imagined windows for the rows of `batch` take to write; they lie ready then."""
         own: Imagination | None = getattr(self.job.objective, "imagination", None)
-        count = self.job.config.method.imagined_windows
+        count, device = self.job.config.method.imagined_windows, self.job.hardware.device
         if own is not None and len(batch.tokens) not in self.writing:
-            own.at_once = PROBED_WINDOWS
-            synchronise(self.job.hardware.device)
+            own.at_once = PROBED_WINDOWS if device.type == "cpu" else None
+            synchronise(device)
             start = time.perf_counter()
             steps = own.write_anew(batch.first, batch.indices, count)
-            synchronise(self.job.hardware.device)
+            synchronise(device)
             self.writing[len(batch.tokens)] = (time.perf_counter() - start) / steps
         return self.writing.get(len(batch.tokens), 0.0)
 

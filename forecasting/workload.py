@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from avatarl.imagination import written_at_once
 from avatarl.mixed import MEMORY_BYTES
 from avatarl.objective import CHUNK_ELEMENTS
 from avatarl.schedules import tabulate
@@ -220,6 +221,9 @@ def memory_bytes(config: Config, hardware: Hardware, world: int = 1, saved: floa
     if avatarl and "suffix" in c.members and not c.cache:
         weights += suffix_bytes(int(split_tokens(config)[0] or 0), work.vocab_size, c.suffix_context)
     windows = 1 + config.method.imagined_windows if avatarl else 1
+    if windows > 1:
+        together = written_at_once(m.block_size, work.vocab_size, hardware.device.type)
+        weights += 2.0 * together * m.block_size * work.vocab_size
     positions = max(1, work.micro_batch // world) * config.row_length * windows
     logits = positions * work.vocab_size
     if saved is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avatarl import imagination
 from avatarl.critics import DenseOpinion
-from avatarl.imagination import Imagination, Writer
+from avatarl.imagination import Imagination, Writer, written_at_once
 from avatarl.loss import judge, reinforce_loss
 from avatarl.mixed import MixedCritic
 from avatarl.ngram import NgramCritic
@@ -89,6 +89,14 @@ def test_windows_are_what_the_writer_says():
     assert torch.equal(tokens[:, 1:], written[:, :-1])
     assert torch.equal(written[:, 1:], (tokens[:, 1:] + tokens[:, :-1]) % V)
     assert len({tuple(row) for row in tokens.tolist()}) > ROWS, "all windows begin at the same place"
+
+
+def test_a_gpu_writes_more_at_once_within_its_limits():
+    """Catches a GPU left with a CPU's portions, and portions whose log-probabilities outgrow what is kept for them."""
+    for block_size, vocab_size in ((64, 65), (256, 65), (1024, 4096)):
+        on_cpu, on_gpu = (written_at_once(block_size, vocab_size, device) for device in ("cpu", "cuda"))
+        assert 1 <= 4 * on_cpu <= on_gpu and 2 * on_gpu * block_size * vocab_size <= 2**29
+    assert written_at_once(64, 65) == written_at_once(64, 65, "meta")
 
 
 def test_windows_begin_behind_places_of_the_text():
