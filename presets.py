@@ -126,6 +126,15 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
             hand_over(critic=(0.93, 0.45), reality=(0.1, 0.7)),
         ),
     ),
+    "protocol-words": (
+        "The protocol's model on pieces of words: a BPE of 1,024, two imagined windows beside each of the corpus's",
+        "protocol-avatarl",
+        merge(
+            {"data": {"tokenizer": "bpe"}, "critic": {"mixed_context": 4}},
+            {"method": {"imagined_windows": 2, "top_k": 64}},  # a thousand tokens have a longer tail than characters
+            hand_over(critic=(1.0, 0.9), reality=(0.1, 0.4)),
+        ),
+    ),
     "protocol-pretrain": (
         "The comparison protocol, cross-entropy's arm",
         None,

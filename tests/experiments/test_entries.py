@@ -154,6 +154,16 @@ def test_a_text_is_named_from_the_checkout(tmp_path, monkeypatch):
         words.text_file("some/other.txt")
 
 
+def test_the_preset_of_words_is_what_the_study_measures():
+    """Catches a preset that promises the study's figures with other settings."""
+    how = words.Settings(windows=(2,))
+    _, ours = words.entries(how)
+    tokens = {"data.tokenizer": "bpe", "data.bpe-vocab": how.vocabulary}
+    ran = built(ours.preset, {**settings_of(ours, how), **tokens})
+    apart = differences(ran, built("protocol-words", {**common("protocol-words", how.steps, how.evaluations)}))
+    assert apart.keys() == {"run.dtype", "run.seed"}
+
+
 def test_cross_entropy_for_longer_is_tuned_as_a_baseline_is():
     """Catches a longer run with the short one's schedule, or left at its preset's rate where baselines are tuned."""
     how = words.Settings(steps=600, longer=(3000, 1000, 3000), evaluations=4)
