@@ -19,7 +19,6 @@ PROTOCOL: Groups = {
 MUON: Groups = {"optim": {"name": "muon", "lr": 3e-3, "muon_lr": 0.02}}
 # Soft targets that keep every action and weigh every position alike measure better than capped sparse ones.
 SMOOTH: Groups = {"method": {"sparsify": "none", "normalize": "sum", "entropy_coef": 0.0}}
-NGRAM: Groups = {"critic": {"kind": "ngram", "ngram_context": 4}}
 MIXED: Groups = {"critic": {"kind": "mixed"}}
 # Else what neither side proposes is starved: the sixteen likeliest characters together were too sure of themselves.
 TAIL: Groups = {"method": {"unproposed": "gold"}}
@@ -97,7 +96,10 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "avatarl-char-gpu": (
         "Default on a GPU: the 10.65 M character model, context 256",
         None,
-        merge(CHAR_10M, MUON, SMOOTH, NGRAM, hand_over(critic=(0.7, 0.05))),
+        merge(
+            merge(CHAR_10M, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(0.9, 0.5), reality=(0.1, 0.5))),
+            {"method": {"imagined_windows": 1, "top_k": 32}},
+        ),
     ),
     "avatarl-classic": (
         "The published settings at character level, judged by a frozen model (pretrain-char)",

@@ -44,7 +44,10 @@ def forecast(config: Config, hardware: Hardware, world: World, price: float | No
         )
     unknown = ", besides evaluations" if work.val_tokens is None else ""
     lines.append(f"total       about {duration(total)}{unknown}; start-up, samples and checkpoints not counted")
-    return [*lines, *h100.table(work, critics, extra_flops, price)]
+    lines += h100.table(work, critics, extra_flops, price)
+    if config.train.objective == "avatarl" and config.method.imagined_windows:
+        lines.append("            the time that imagined windows take to be written is measured here, left out there")
+    return lines
 
 
 def counted(config: Config, work: Workload) -> list[str]:

@@ -44,7 +44,7 @@ def lines_of(config, world: World | None = None) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_its_forecast(place, canned, name):
-    """Catches a preset without a part of its forecast, or one whose counting fails."""
+    """Catches a preset without a part of its forecast, one whose counting fails, and writing left out unsaid."""
     before = files_below(place)
     outcome = here(name, "--dry-run")
     assert outcome.code == 0 and outcome.err == ""
@@ -53,6 +53,7 @@ def test_every_preset_has_its_forecast(place, canned, name):
         assert f"\n{what} " in outcome.out
     assert ("\ncritic " in outcome.out) == (preset(name).critic.kind == "model" and name.startswith("avatarl-"))
     assert len(re.findall(r"^ +(?:1|2|4|8|16|32|64) ", outcome.out, re.MULTILINE)) == 7
+    assert ("imagined windows" in outcome.out) == (preset(name).method.imagined_windows > 0)
     assert max(map(len, outcome.out.splitlines())) < 180
     assert files_below(place) == before
 
