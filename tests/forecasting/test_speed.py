@@ -95,7 +95,7 @@ def test_a_whole_step_is_taken_as_measured():
         ("avatarl-250m", 8e10, Sizes(2, 1)),
         ("avatarl-250m", 1e9, None),
         ("pretrain-char-gpu", 4e11, Sizes(4, 5)),
-        ("avatarl-char-gpu", 4e11, Sizes(4, 2)),  # an imagined window beside each
+        ("avatarl-char-gpu", 4e11, Sizes(4, 2)),  # imagined windows beside each
     ],
 )
 def test_what_is_measured_suits_the_machine(name, peak, expected):
