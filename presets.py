@@ -97,9 +97,10 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         "Default on a GPU: the 10.65 M character model, context 256",
         None,
         merge(
-            merge(CHAR_10M, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(0.9, 0.7), reality=(0.1, 0.2))),
+            *(CHAR_10M, MUON, SMOOTH, MIXED, TAIL),
             # Imagined text is new at every step, and dropout costs its student more than it saves.
             {"method": {"imagined_windows": 2, "top_k": 32}, "model": {"dropout": 0.0}},
+            hand_over(critic=(0.9, 0.7), reality=(0.1, 0.2)),
         ),
     ),
     "avatarl-classic": (

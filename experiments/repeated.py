@@ -69,6 +69,8 @@ class Settings(StudySettings):
             ends(self.fall, "fall")
         require(self.windows >= 1, "windows", self.windows, "use a positive number, such as 3")
         require(self.every >= 1, "every", self.every, "use a positive number of steps")
+        require(len(self.dropouts) > 0, "dropouts", self.dropouts, "name at least one, such as 0")
+        require(len(self.decays) > 0, "decays", self.decays, "name at least one, such as 1")
         regularizers(self.dropouts, self.decays)
 
 

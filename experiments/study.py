@@ -143,12 +143,12 @@ def common(preset: str, steps: int, evaluations: int) -> dict[str, Any]:
     }
 
 
+OF_LENGTH = ("train.steps", "optim.warmup-steps", "eval.every")
+
+
 def of_length(preset: str, steps: int, evaluations: int) -> dict[str, Any]:
     """Those settings of `common` that a run's length decides: for an entry of another length than its study's."""
     return {k: v for k, v in common(preset, steps, evaluations).items() if k in OF_LENGTH}
-
-
-OF_LENGTH = ("train.steps", "optim.warmup-steps", "eval.every")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def forecast(config: Config, hardware: Hardware, world: World, price: float | No
     lines.append(f"total       about {duration(total)}{unknown}; start-up, samples and checkpoints not counted")
     lines += h100.table(work, critics, extra_flops, price)
     if config.train.objective == "avatarl" and config.method.imagined_windows:
-        lines.append("            the time that imagined windows take to be written is measured here, left out there")
+        lines.append("            writing imagined windows is part of the times measured here, not of this table")
     return lines
 
 

@@ -206,6 +206,8 @@ def test_a_size_that_is_none(size):
         (repeated, {"pace": 0.0}),
         (repeated, {"fall": "0.9"}),
         (repeated, {"dropouts": (1.0,)}),
+        (repeated, {"dropouts": ()}),
+        (repeated, {"decays": ()}),
         (repeated, {"decays": (0.0,)}),
         (repeated, {"windows": 0}),
         (words, {"judges": ("model",)}),
