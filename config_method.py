@@ -102,9 +102,12 @@ class MethodConfig:
     """Gold that neither side proposes: consensus: paid like every action; gold: paid alone, so that a small k does not
     starve the tail."""
     reality_weight: float = 0.7
-    """w_r: weight of the reality expert in the geometric mean."""
+    """w_r: weight of the reality expert in their mean."""
     critic_weight: float = 0.3
-    """w_c: weight of the critic expert in the geometric mean."""
+    """w_c: weight of the critic expert in their mean."""
+    mean: Literal["geometric", "arithmetic"] = "geometric"
+    """How the experts agree. geometric: as published; arithmetic: in which a critic cannot out-vote gold, and only the
+    ratio of the weights counts."""
     critic_trust: Literal["constant", "known"] = "constant"
     """known: w_c falls, in favour of w_r, where training text shows that the critic is too sure (avatarl/trust.py)."""
     epsilon: float = 0.1
@@ -203,7 +206,7 @@ class MethodConfig:
 def check_judging(critic: CriticConfig, method: MethodConfig) -> None:
     """Raise ConfigError where this critic cannot do what the method asks of it."""
     if method.critic_trust == "known":
-        _check_trust(critic)
+        _check_trust(critic, method)
     if method.imagined_windows:
         _check_imagination(critic, method)
 
@@ -217,9 +220,11 @@ def _check_imagination(critic: CriticConfig, method: MethodConfig) -> None:
     require(method.context == "gold" and method.advantage == "none", label, many, fix)
 
 
-def _check_trust(critic: CriticConfig) -> None:
+def _check_trust(critic: CriticConfig, method: MethodConfig) -> None:
     """What is known about a critic before training must hold throughout, and not come from reading gold."""
     label, members = "method.critic-trust", critic.members
+    fix = "trust is an exponent of the critic's; use --method.mean geometric, or --method.critic-trust constant"
+    require(method.mean == "geometric", label, "known", fix)
     fix = "the student's past changes while it trains; use another --critic.kind, or --method.critic-trust constant"
     require("self" not in members, label, "known", fix)
     counts = {"ngram", "mixed", "suffix"} & set(members)

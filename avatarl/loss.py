@@ -41,6 +41,7 @@ class LossSettings(NamedTuple):
     """False where β is 0 throughout the run: the entropy's gradient is then skipped."""
     proposals: Literal["both", "critic"] = "both"
     unproposed: Literal["consensus", "gold"] = "consensus"
+    mean: Literal["geometric", "arithmetic"] = "geometric"
     trust: Trust | None = None
     """How far the critic is believed, position by position; None: everywhere alike."""
 
@@ -104,6 +105,7 @@ def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, T
         reality_weight=reality_weight,
         critic_weight=critic_weight,
         epsilon=s.epsilon,
+        mean=getattr(s, "mean", "geometric"),
     )
     if getattr(s, "unproposed", "consensus") == "gold":
         student = getattr(s, "proposals", "both") == "both"

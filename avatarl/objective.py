@@ -112,6 +112,7 @@ class AvataRL(nn.Module):
             use_entropy=self.schedules.ever_entropy,
             proposals=m.proposals,
             unproposed=m.unproposed,
+            mean=m.mean,
             trust=self.trust,
         )
 

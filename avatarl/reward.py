@@ -1,8 +1,8 @@
 """From two experts to one reward for every action (DESIGN section 3, steps 2 to 4).
 
 Reality knows which token came next; the critic knows which tokens were plausible. Their weighted geometric
-mean over the action set is the consensus, and what remains of it after sparsifying and normalising is the
-reward. Rewards are constants for the policy: nothing here is differentiated.
+mean over the action set is the consensus (or, to compare, their arithmetic one), and what remains of it after
+sparsifying and normalising is the reward. Rewards are constants for the policy: nothing here is differentiated.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 from avatarl.action_space import ActionSet
 
 CRITIC_FLOOR = math.log(1e-9)  # what the critic gives a token at the least, so that no veto is absolute
+TINY = 1e-30  # beside weights of 0, so that two experts without a vote have half of it each
 
 Weight = float | Tensor
 
@@ -38,17 +39,26 @@ def consensus(
     reality_weight: Weight,
     critic_weight: Weight,
     epsilon: Weight,
+    mean: Literal["geometric", "arithmetic"] = "geometric",
 ) -> Tensor:
-    """Normalised weighted geometric mean of the two experts over A: (N, K), rows sum to 1, 0 where invalid.
+    """Normalised weighted mean of the two experts over A: (N, K), rows sum to 1, 0 where invalid.
 
     critic_log_probs (N, K) belong to actions.ids and are normalised over the full vocabulary. The weights are
-    numbers, 0-d tensors, or (N, 1) where positions differ; ε is a number or a 0-d tensor. DESIGN section 3, steps 2
-    and 3.
+    numbers, 0-d tensors, or (N, 1) where positions differ; ε is a number or a 0-d tensor. geometric: DESIGN section 3,
+    steps 2 and 3, a logarithmic opinion pool; arithmetic: a linear one (Stone, 1961), of the critic renormalised over
+    A, in which only the weights' ratio counts. Raises ValueError for another mean.
     """
     critic = critic_log_probs if critic_log_probs.dtype == torch.float64 else critic_log_probs.float()
-    reality = reality_log_probs(actions.valid, epsilon, critic.dtype)
-    score = reality_weight * reality + critic_weight * critic.clamp(min=CRITIC_FLOOR)  # (N, K)
-    return score.masked_fill(~actions.valid, float("-inf")).softmax(-1)
+    critic = critic.clamp(min=CRITIC_FLOOR)
+    reality = reality_log_probs(actions.valid, epsilon, critic.dtype)  # (N, K)
+    hidden = ~actions.valid
+    if mean == "geometric":
+        return (reality_weight * reality + critic_weight * critic).masked_fill(hidden, float("-inf")).softmax(-1)
+    if mean == "arithmetic":
+        share = (reality_weight + TINY) / (reality_weight + critic_weight + 2 * TINY)
+        plausible = critic.masked_fill(hidden, float("-inf")).softmax(-1)
+        return share * reality.exp().masked_fill(hidden, 0.0) + (1 - share) * plausible
+    raise ValueError(f"mean = {mean!r}: use geometric or arithmetic")
 
 
 def gold_alone(p_ref: Tensor, where: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def mean_consensus(p: Tensor, **weights: float) -> Tensor:
     for gold in range(size):
         order = torch.tensor([gold, *(i for i in range(size) if i != gold)])  # gold stands first
         actions = ActionSet(order.expand(count, size), valid)
-        p_ref = consensus(actions, p[:, order].log(), **weights)
+        p_ref = consensus(actions, p[:, order].log(), mean="geometric", **weights)
         found[:, order] += p[:, gold, None] * p_ref
     return found
 

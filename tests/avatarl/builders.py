@@ -16,6 +16,7 @@ from model import GPT
 from tests.avatarl import oracle
 
 SPARSIFY, NORMALIZE, WEIGHTING = ("above_mean", "none"), ("cap", "sum"), ("reinforce", "expected")
+MEANS = ("geometric", "arithmetic")
 EVERY_ACTION = {"reality_weight": 0.3, "critic_weight": 0.7, "sparsify": "none"}
 
 
@@ -74,6 +75,7 @@ def consensus_of(case: Case, m: Any) -> tuple[ActionSet, Tensor]:
         reality_weight=m.reality_weight,
         critic_weight=m.critic_weight,
         epsilon=m.epsilon,
+        mean=m.mean,
     )
     return actions, p_ref
 

@@ -37,10 +37,12 @@ def reality(actions: set[int], gold: int, epsilon: float) -> dict[int, float]:
 def consensus(actions: set[int], gold: int, log_p_c: list[float], m: Any) -> dict[int, float]:
     """Step 3."""
     p_r = reality(actions, gold, m.epsilon)
-    s = {}
-    for a in actions:
-        p_c = max(math.exp(log_p_c[a]), 1e-9)
-        s[a] = math.exp(m.reality_weight * math.log(p_r[a]) + m.critic_weight * math.log(p_c))
+    p_c = {a: max(math.exp(log_p_c[a]), 1e-9) for a in actions}
+    if getattr(m, "mean", "geometric") == "arithmetic":
+        plausible = sum(p_c.values())
+        s = {a: m.reality_weight * p_r[a] + m.critic_weight * p_c[a] / plausible for a in actions}
+    else:
+        s = {a: p_r[a] ** m.reality_weight * p_c[a] ** m.critic_weight for a in actions}
     total = sum(s.values())
     return {a: value / total for a, value in s.items()}
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,9 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from avatarl.action_space import ActionSet
+from avatarl.critics import DenseOpinion
+from avatarl.loss import judge
+from avatarl.objective import AvataRL
 from avatarl.reward import consensus, reality_log_probs, rewards
 from tests.avatarl import oracle
 from tests.avatarl.builders import (
+    MEANS,
     NORMALIZE,
     SPARSIFY,
     Case,
@@ -22,27 +26,29 @@ from tests.avatarl.builders import (
     random_case,
     rewards_of,
     tied_cases,
+    tiny_gpt,
 )
 
 QUICK = settings(deadline=None, max_examples=60)
 PUBLISHED: dict[str, Any] = {"sparsify": "above_mean", "normalize": "cap", "reward_scale": 100.0, "reward_cap": 1.5}
 
 
-def blend(critic: list[float], gold: int = 0, **weights: float) -> torch.Tensor:
+def blend(critic: list[float], gold: int = 0, mean: Any = "geometric", **weights: float) -> torch.Tensor:
     """Consensus over all tokens of a small vocabulary, from critic probabilities; gold first."""
     ids = [gold, *(a for a in range(len(critic)) if a != gold)]
     actions = ActionSet(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
     log_p_c = torch.tensor([critic], dtype=torch.float64).log().gather(-1, actions.ids)
     settings_of = {"reality_weight": 0.7, "critic_weight": 0.3, "epsilon": 0.1} | weights
-    return consensus(actions, log_p_c, **settings_of)[0]
+    return consensus(actions, log_p_c, mean=mean, **settings_of)[0]
 
 
+@pytest.mark.parametrize("mean", MEANS)
 @given(tied_cases(), st.sampled_from([(0.7, 0.3), (0.3, 0.7), (1.5, 0.0), (0.0, 2.0)]), st.floats(0.01, 0.99))
 @QUICK
-def test_consensus_is_the_oracles(drawn, weights, epsilon):
-    """Catches wrong experts, exponents or normalisation, also where a single action is left."""
+def test_consensus_is_the_oracles(mean, drawn, weights, epsilon):
+    """Catches wrong experts, exponents, shares or normalisation, also where a single action is left."""
     case, k = drawn
-    m = method(top_k=k, reality_weight=weights[0], critic_weight=weights[1], epsilon=epsilon)
+    m = method(top_k=k, mean=mean, reality_weight=weights[0], critic_weight=weights[1], epsilon=epsilon)
     actions, p_ref = consensus_of(case, m)
     torch.testing.assert_close(p_ref.sum(-1), torch.ones(len(p_ref)))
     assert not p_ref[~actions.valid].any()
@@ -50,22 +56,24 @@ def test_consensus_is_the_oracles(drawn, weights, epsilon):
         assert found == pytest.approx(oracle.judge(z, c, g, m).p_ref, rel=1e-5)
 
 
-def test_consensus_keeps_double_precision():
+@pytest.mark.parametrize("mean", MEANS)
+def test_consensus_keeps_double_precision(mean):
     """Catches a constant that is rounded to float32 on the way: the gradient checks need all digits."""
-    case, m = random_case(), method()
+    case, m = random_case(), method(mean=mean)
     actions, p_ref = consensus_of(case, m)
     assert p_ref.dtype == torch.float64
     for found, (z, c, g) in zip(maps(actions, p_ref), case.rows(), strict=True):
         assert found == pytest.approx(oracle.judge(z, c, g, m).p_ref, rel=1e-13)
 
 
-def test_scheduled_weights_are_tensors():
+@pytest.mark.parametrize("mean", MEANS)
+def test_scheduled_weights_are_tensors(mean):
     """Catches a weight that works as a number only: schedules hand over 0-d tensors."""
-    case, m = random_case(dtype=torch.float32), method()
+    case, m = random_case(dtype=torch.float32), method(mean=mean)
     actions, plain = consensus_of(case, m)
     names = ("reality_weight", "critic_weight", "epsilon")
     weights = {name: torch.tensor(getattr(m, name)) for name in names}
-    scheduled = consensus(actions, case.critic.gather(-1, actions.ids), **weights)
+    scheduled = consensus(actions, case.critic.gather(-1, actions.ids), mean=mean, **weights)
     assert scheduled.dtype == torch.float32
     torch.testing.assert_close(scheduled, plain)
 
@@ -86,6 +94,35 @@ def test_the_write_ups_example():
     """
     p_ref = blend([0.60, 0.30, 0.08, 0.02])
     assert [round(100 * p, 1) for p in p_ref.tolist()] == [85.4, 6.9, 4.6, 3.1]
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 5), st.floats(0.01, 5))
+@QUICK
+def test_an_arithmetic_mean_is_fair(seed, reality, critic):
+    """Catches a linear pool that is none: if the critic is right, its mean over gold must be the critic itself.
+
+    The geometric mean is not fair.
+    """
+    p = random_case(1, 6, seed).critic.exp()[0]
+
+    def taught(mean: str, **weights: float) -> torch.Tensor:
+        found = torch.zeros_like(p)
+        for gold in range(6):
+            order = torch.tensor([gold, *(a for a in range(6) if a != gold)])
+            found[order] += p[gold] * blend(p.tolist(), gold, mean, **weights)
+        return found
+
+    mixed = taught("arithmetic", reality_weight=reality, critic_weight=critic, epsilon=1e-12)
+    torch.testing.assert_close(mixed, p, rtol=1e-6, atol=1e-7)
+    assert (taught("geometric") - p).abs().max() > 1e-3  # by the published weights
+
+
+def test_gold_is_never_outvoted_in_an_arithmetic_mean():
+    """Catches a share of reality's that the critic's certainty can shrink, and weights that have to sum to 1."""
+    p_ref = blend([1e-9, 0.999, 0.001], mean="arithmetic", reality_weight=1.4, critic_weight=0.6, epsilon=0.1)
+    assert p_ref.tolist() == pytest.approx([0.63, 0.3 * 0.999 + 0.035, 0.3 * 0.001 + 0.035])
+    without = blend([0.2, 0.5, 0.3], mean="arithmetic", reality_weight=0.0, critic_weight=0.0, epsilon=0.1)
+    assert without.tolist() == pytest.approx([0.55, 0.275, 0.175])  # half each
 
 
 def test_weights_of_zero():
@@ -114,14 +151,20 @@ def test_a_confident_critic_outvotes_gold():
     assert r[0] == 0 and r[1] == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(("sparsify", "normalize"), list(itertools.product(SPARSIFY, NORMALIZE)))
+@pytest.mark.parametrize(("mean", "sparsify", "normalize"), list(itertools.product(MEANS, SPARSIFY, NORMALIZE)))
 @given(tied_cases(), st.sampled_from([1.0, 100.0]), st.sampled_from([0.5, 1.5]), st.sampled_from([0.3, 2.0]))
 @QUICK
-def test_rewards_are_the_oracles(sparsify, normalize, drawn, scale, cap, weight):
+def test_rewards_are_the_oracles(mean, sparsify, normalize, drawn, scale, cap, weight):
     """Catches a wrong threshold, scale or cap; positions that tie with their mean are left to the next test."""
     case, k = drawn
     m = method(
-        top_k=k, sparsify=sparsify, normalize=normalize, reward_scale=scale, reward_cap=cap, critic_weight=weight
+        top_k=k,
+        mean=mean,
+        sparsify=sparsify,
+        normalize=normalize,
+        reward_scale=scale,
+        reward_cap=cap,
+        critic_weight=weight,
     )
     judged = [oracle.judge(z, c, g, m) for z, c, g in case.rows()]
     assume(all(len(j.actions) == 1 or oracle.margin(j.p_ref) > 1e-5 for j in judged))
@@ -209,6 +252,21 @@ def test_unknown_switches_are_refused(name, value):
     """Catches a misspelt switch that silently means the other setting."""
     with pytest.raises(ValueError, match=rf"{name} = '{value}': use"):
         rewards(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), **(PUBLISHED | {name: value}))
+
+
+def test_an_unknown_mean_is_refused():
+    """Catches a misspelt mean that silently means the geometric one."""
+    with pytest.raises(ValueError, match="mean = 'harmonic': use"):
+        blend([0.5, 0.5], mean="harmonic")
+
+
+def test_the_mean_reaches_the_loss():
+    """Catches a flag that is parsed and forgotten between the configuration and the judgement."""
+    case, m = random_case(dtype=torch.float32), method(mean="arithmetic", normalize="sum")
+    own: Any = AvataRL(tiny_gpt(), m, steps=1, seed=0, critic=cast(Any, object()))
+    _, _, told = judge(case.logits, DenseOpinion(case.critic), case.gold, own.settings(0))
+    torch.testing.assert_close(told, rewards_of(case, m)[1])
+    assert not torch.allclose(told, rewards_of(case, method(normalize="sum"))[1])
 
 
 def test_floor_is_the_designs():

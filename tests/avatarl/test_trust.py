@@ -178,3 +178,9 @@ def test_a_critic_that_cannot_be_known(critic):
     """Catches a table fitted to a critic that changes, or to one that has read gold."""
     with pytest.raises(ConfigError, match=r"method\.critic-trust"):
         known(**critic)
+
+
+def test_trust_is_an_exponent():
+    """Catches a trust that is taken for a share, which is not what was fitted."""
+    with pytest.raises(ConfigError, match=r"use --method\.mean geometric"):
+        override(known(kind="ngram"), method={"mean": "arithmetic"})
