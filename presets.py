@@ -75,14 +75,16 @@ def merge(*parts: Groups) -> Groups:
     return merged
 
 
-def hand_over(critic: tuple[float, float], reality: tuple[float, float] | None = None) -> Groups:
-    """Both experts' weights on straight lines from the first step to the last; by default w_r = 1 − w_c.
+def hand_over(critic: tuple[float, float], reality: tuple[float, float] | None = None, start: float = 0.0) -> Groups:
+    """Both experts' weights on straight lines from `start`, a share of the run, to the last step; flat before it.
 
-    Where they sum to more than 1, it is to leave the student as sure as it is right (docs/method.md, section 2).
+    By default w_r = 1 − w_c. Where they sum to more than 1, it is to leave the student as sure as it is right
+    (docs/method.md, section 2).
     """
     reality = reality or (1 - critic[0], 1 - critic[1])
     weights = {"critic_weight_schedule": critic, "reality_weight_schedule": reality}
-    return {"method": {name: f"0:{first:g},1:{last:g}" for name, (first, last) in weights.items()}}
+    held = "0:{0:g}," + (f"{start:g}:{{0:g}}," if start else "") + "1:{1:g}"
+    return {"method": {name: held.format(*ends) for name, ends in weights.items()}}
 
 
 CROSS_ENTROPY: Groups = {"train": {"objective": "cross-entropy"}}
@@ -114,7 +116,8 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "protocol-avatarl": (
         "The comparison protocol, AvataRL's arm: mixed counts as critic, handing over to reality",
         None,
-        merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(0.93, 0.4), reality=(0.1, 0.7))),
+        # While the student is young, what gold adds to a critic that knows more is noise.
+        merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(1, 0.4), reality=(0, 0.7), start=0.5)),
     ),
     "protocol-imagined": (
         "The protocol's model on fewer tokens: the critic writes three windows beside each of the corpus's",

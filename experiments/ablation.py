@@ -53,6 +53,8 @@ METHOD: Variants = {
     "w_c 0.5 → 0.2": falling((0.5, 0.2)),
     "w_c 0.95 → 0.5": falling((0.95, 0.5)),
     "w_c 0.3 → 0.8, rising": falling((0.3, 0.8)),
+    "handed over from the first step on": falling((0.93, 0.4), (0.1, 0.7)),
+    "arithmetic mean of the experts": {"method.mean": "arithmetic"},
     "k 1": {"method.top-k": 1},
     "k 4": {"method.top-k": 4},
     "k 8": {"method.top-k": 8},
