@@ -83,8 +83,8 @@ def group_loss(
     return -(old.exp() * torch.minimum(ratio * advantage, clipped * advantage)).sum(-1).mean()
 
 
-def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Action set, critic's log-probabilities on it (N, K) and rewards (N, K) at N positions: steps 1 to 4."""
+def agree(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Action set, critic's log-probabilities on it (N, K) and consensus (N, K) at N positions: steps 1 to 3."""
     s = settings
     actions = build_action_set(
         student_logits,
@@ -111,15 +111,25 @@ def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, T
         student = getattr(s, "proposals", "both") == "both"
         where = unproposed(actions, s.top_k, getattr(s, "active_k", None), student_proposes=student)
         p_ref = gold_alone(p_ref, where)
-    reward = reward_of(
+    return actions, critic, p_ref
+
+
+def judge(student_logits, opinion, gold: Tensor, settings) -> tuple[ActionSet, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Action set, critic's log-probabilities on it (N, K) and rewards (N, K) at N positions: steps 1 to 4."""
+    actions, critic, p_ref = agree(student_logits, opinion, gold, settings)
+    return actions, critic, paid(p_ref, actions, settings)
+
+
+def paid(p_ref: Tensor, actions: ActionSet, settings) -> Tensor:  # type: ignore[no-untyped-def]
+    """Step 4: the rewards (N, K) that a consensus (N, K) becomes."""
+    return reward_of(
         p_ref,
         actions.valid,
-        sparsify=s.sparsify,
-        normalize=s.normalize,
-        reward_scale=s.reward_scale,
-        reward_cap=s.reward_cap,
+        sparsify=settings.sparsify,
+        normalize=settings.normalize,
+        reward_scale=settings.reward_scale,
+        reward_cap=settings.reward_cap,
     )
-    return actions, critic, reward
 
 
 class _LossOfLogits(torch.autograd.Function):

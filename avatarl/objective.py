@@ -96,25 +96,7 @@ class AvataRL(nn.Module):
 
     def settings(self, step: int) -> LossSettings:
         """The loss's settings at `step`, scheduled weights as 0-d tensors."""
-        now, m = self.schedules.at(step), self.method
-        return LossSettings(
-            top_k=m.top_k,
-            reality_weight=now["reality_weight"],
-            critic_weight=now["critic_weight"],
-            epsilon=now["epsilon"],
-            sparsify=m.sparsify,
-            normalize=m.normalize,
-            reward_scale=m.reward_scale,
-            reward_cap=m.reward_cap,
-            entropy_coef=now["entropy_coef"],
-            policy_weighting=m.policy_weighting,
-            active_k=now["top_k"] if self.schedules.k_varies else None,
-            use_entropy=self.schedules.ever_entropy,
-            proposals=m.proposals,
-            unproposed=m.unproposed,
-            mean=m.mean,
-            trust=self.trust,
-        )
+        return self.schedules.settings(step, self.trust)
 
     def forward(
         self, batch: Batch, step: int, rollout: dict[str, Any], measure: bool

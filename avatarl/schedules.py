@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avatarl.loss import LossSettings
+from avatarl.trust import Trust
 from config import MethodConfig
 
 
@@ -32,6 +34,7 @@ class Schedules:
 
     def __init__(self, method: MethodConfig, steps: int, device: torch.device | str) -> None:
         table = tabulate(method, steps)
+        self._method = method
         self._column = {name: i for i, name in enumerate(table)}
         self._rows = torch.from_numpy(np.stack(list(table.values()), axis=1)).to(device)  # (steps, fields)
         self.k_varies = bool((table["top_k"] != method.top_k).any())
@@ -43,6 +46,28 @@ class Schedules:
         """{field: 0-d float32} at `step`; past the end, the last row."""
         row = self._rows[min(step, len(self._rows) - 1)].unbind()
         return {name: row[i] for name, i in self._column.items()}
+
+    def settings(self, step: int, trust: Trust | None = None) -> LossSettings:
+        """What the loss needs at `step`, scheduled weights as 0-d tensors."""
+        now, m = self.at(step), self._method
+        return LossSettings(
+            top_k=m.top_k,
+            reality_weight=now["reality_weight"],
+            critic_weight=now["critic_weight"],
+            epsilon=now["epsilon"],
+            sparsify=m.sparsify,
+            normalize=m.normalize,
+            reward_scale=m.reward_scale,
+            reward_cap=m.reward_cap,
+            entropy_coef=now["entropy_coef"],
+            policy_weighting=m.policy_weighting,
+            active_k=now["top_k"] if self.k_varies else None,
+            use_entropy=self.ever_entropy,
+            proposals=m.proposals,
+            unproposed=m.unproposed,
+            mean=m.mean,
+            trust=trust,
+        )
 
     def imagined_windows(self, step: int) -> int:
         """How many windows beside each of the corpus's are imagined at `step`: the host has to know."""

@@ -20,9 +20,10 @@ ROOMS = (
     {"training"},
     {"train_core"},
     {"forecasting", "reporting", "sample", "evaluate", "export"},
+    {"exploring"},
     {"report"},
     {"one_run"},
-    {"critic_runs"},
+    {"critic_runs", "explore"},
     {"launch"},
     {"surgery"},
     {"train", "hybrid", "experiments", "benchmarks", "bench"},
@@ -30,7 +31,7 @@ ROOMS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 OPTIONAL = {"wandb", "transformers", "tiktoken", "tokenizers", "matplotlib", "flash_attn", "modal", "requests"}
-OPTIONAL |= {"pydivsufsort", "datasets", "gigatoken", "stable_baselines3", "gymnasium"}
+OPTIONAL |= {"pydivsufsort", "datasets", "gigatoken", "stable_baselines3", "gymnasium", "gradio"}
 
 
 def sources() -> list[Path]:
