@@ -51,6 +51,7 @@ def test_who_plays_alone_has_no_critics_colours():
 
 def test_a_typed_text_that_is_refused_is_answered():
     """Catches an app that dies of a character it does not know, or shows the page's quotes as its own."""
+
     def refuse(text: str) -> str:
         raise ConfigError(f"{text}: not among the characters")
 
