@@ -114,7 +114,7 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         },
     ),
     "protocol-avatarl": (
-        "The comparison protocol, AvataRL's arm: mixed counts as critic, handing over to reality",
+        "The comparison protocol, AvataRL's arm: mixed counts as critic, handing over in the second half",
         None,
         # While the student is young, what gold adds to a critic that knows more is noise.
         merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(1, 0.4), reality=(0, 0.7), start=0.5)),
