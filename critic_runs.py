@@ -57,18 +57,7 @@ def pretrained(
 ) -> tuple[Path, int]:
     """The folder of a critic trained by cross-entropy on a share of the run's training text; an exit code."""
     name = critic_preset(config)
-    base = preset(name)
-    start, stop = config.data.train_start, config.data.train_stop
-    span = stop - start
-    part = {"train_start": start + begin * span, "train_stop": start + end * span}
-    settings = override(
-        dataclasses.replace(base, data=config.data),
-        run=dataclasses.asdict(config.run) | {"name": ""},
-        data=part,
-        model={"block_size": max(base.model.block_size, config.model.block_size)},
-        eval={"prompt": config.eval.prompt},
-        log={"wandb": "disabled"},
-    )
+    settings = settings_of_critic(config, begin, end)
     folder = Path(config.run.out_dir) / "critics" / f"{name}-{critic_hash(settings, dataset)}"
     if from_first(world, lambda: (folder / "result.json").is_file()):
         return folder, 0
@@ -105,6 +94,21 @@ def pretrained(
 
     from_first(world, make)
     return folder, train_in(folder, settings, record, data, objective, hardware, world, place)
+
+
+def settings_of_critic(config: Config, begin: float, end: float) -> Config:
+    """How the run's critic is trained on the share from `begin` to `end` of the run's own training text."""
+    base = preset(critic_preset(config))
+    start, stop = config.data.train_start, config.data.train_stop
+    span = stop - start
+    return override(
+        dataclasses.replace(base, data=config.data),
+        run=dataclasses.asdict(config.run) | {"name": ""},
+        data={"train_start": start + begin * span, "train_stop": start + end * span},
+        model={"block_size": max(base.model.block_size, config.model.block_size)},
+        eval={"prompt": config.eval.prompt},
+        log={"wandb": "disabled"},
+    )
 
 
 def critic_hash(config: Config, dataset: Dataset) -> str:

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 import explore
+from presets import PRESETS
 from tests.tiny_train import here, trained
 
 SOFT = {"method_sparsify": "none", "method_normalize": "sum"}
+SMALL_CRITIC = {
+    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16},
+    "train": {"steps": 4, "batch_size": 4, "checkpoint_every": 0},
+    "optim": {"warmup_steps": 1},
+    "eval": {"every": 4, "ladder": 0, "sample_tokens": 0},
+}
 
 
 def looked(run: Path, *words: str) -> tuple[dict[str, Any], str]:
@@ -81,7 +88,7 @@ def test_a_model_judges_again_or_is_missed(place):
     """Catches another model than the run's critic, and one that is silently trained anew where it is gone."""
     critic = {"critic_kind": "model", "critic_preset": "pretrain-char"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("presets").PRESETS, "pretrain-char", ("", "protocol-pretrain", SMALL_CRITIC))
+        patch.setitem(PRESETS, "pretrain-char", ("", "protocol-pretrain", SMALL_CRITIC))
         run = trained("run", **critic)
     data, _ = looked(run, "--tokens", "30")
     assert all(row[2] is not None for move in data["moves"] for row in move[4])
@@ -89,14 +96,6 @@ def test_a_model_judges_again_or_is_missed(place):
     assert "is not there any more" in refused(str(run)) and "--alone" in refused(str(run))
     data, said = looked(run, "--tokens", "30", "--alone")
     assert "critic: not asked" in said and all(row[2] is None for move in data["moves"] for row in move[4])
-
-
-SMALL_CRITIC = {
-    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16},
-    "train": {"steps": 4, "batch_size": 4, "checkpoint_every": 0},
-    "optim": {"warmup_steps": 1},
-    "eval": {"every": 4, "ladder": 0, "sample_tokens": 0},
-}
 
 
 @pytest.mark.parametrize("settings", [{"train_objective": "cross-entropy"}, {"critic_kind": "mixed", **SOFT}])
