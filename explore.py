@@ -32,7 +32,7 @@ from exploring.game import Move, play
 from exploring.page import data_of, page
 from files import write_atomic
 from one_run import load_critics
-from sample import VERBATIM, decoded
+from sample import decoded
 from training.hardware import Hardware, choose
 from training.run_folder import LoadedRun, load_run
 
@@ -43,8 +43,8 @@ class Settings:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run: runs/NAME."""
-    text: Annotated[str | None, VERBATIM] = None
-    """Text to look at. Unset: a stretch of the run's validation text."""
+    text: Annotated[str | None, tyro.conf.arg(constructor=str, metavar="TEXT", help_behavior_hint="")] = None
+    """Text to look at. By default a stretch of the run's validation text."""
     text_file: Path | None = None
     """UTF-8 file to look at instead."""
     at: float = 0.0
