@@ -10,16 +10,11 @@ from typing import Any
 import pytest
 
 import explore
-from presets import PRESETS
-from tests.tiny_train import here, trained
+from config import PRESETS
+from tests.test_launch import CRITIC, JUDGED
+from tests.tiny_train import PRESET, here, trained
 
 SOFT = {"method_sparsify": "none", "method_normalize": "sum"}
-SMALL_CRITIC = {
-    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16},
-    "train": {"steps": 4, "batch_size": 4, "checkpoint_every": 0},
-    "optim": {"warmup_steps": 1},
-    "eval": {"every": 4, "ladder": 0, "sample_tokens": 0},
-}
 
 
 def looked(run: Path, *words: str) -> tuple[dict[str, Any], str]:
@@ -84,12 +79,10 @@ def test_the_rules_are_those_of_a_step(place):
     assert gold(late) > gold(early)
 
 
-def test_a_model_judges_again_or_is_missed(place):
+def test_a_model_judges_again_or_is_missed(place, monkeypatch):
     """Catches another model than the run's critic, and one that is silently trained anew where it is gone."""
-    critic = {"critic_kind": "model", "critic_preset": "pretrain-char"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "pretrain-char", ("", "protocol-pretrain", SMALL_CRITIC))
-        run = trained("run", **critic)
+    monkeypatch.setitem(PRESETS, "pretrain-tiny", ("a tiny critic", None, CRITIC))
+    run = trained("run", PRESET, **JUDGED)
     data, _ = looked(run, "--tokens", "30")
     assert all(row[2] is not None for move in data["moves"] for row in move[4])
     shutil.rmtree("runs/critics")
