@@ -106,8 +106,8 @@ class MethodConfig:
     critic_weight: float = 0.3
     """w_c: weight of the critic expert in their mean."""
     mean: Literal["geometric", "arithmetic"] = "geometric"
-    """How the experts agree. geometric: as published; arithmetic: in which a critic cannot out-vote gold, and only the
-    ratio of the weights counts."""
+    """How the experts agree. geometric: as published; arithmetic: gold keeps reality's share whatever the critic
+    thinks, and only the ratio of the weights counts."""
     critic_trust: Literal["constant", "known"] = "constant"
     """known: w_c falls, in favour of w_r, where training text shows that the critic is too sure (avatarl/trust.py)."""
     epsilon: float = 0.1

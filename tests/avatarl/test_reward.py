@@ -117,7 +117,7 @@ def test_an_arithmetic_mean_is_fair(seed, reality, critic):
     assert (taught("geometric") - p).abs().max() > 1e-3  # by the published weights
 
 
-def test_gold_is_never_outvoted_in_an_arithmetic_mean():
+def test_gold_keeps_realitys_share_of_an_arithmetic_mean():
     """Catches a share of reality's that the critic's certainty can shrink, and weights that have to sum to 1."""
     p_ref = blend([1e-9, 0.999, 0.001], mean="arithmetic", reality_weight=1.4, critic_weight=0.6, epsilon=0.1)
     assert p_ref.tolist() == pytest.approx([0.63, 0.3 * 0.999 + 0.035, 0.3 * 0.001 + 0.035])
