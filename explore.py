@@ -24,15 +24,15 @@ from avatarl.loss import LossSettings
 from avatarl.schedules import Schedules
 from avatarl.trust import fit_trust
 from cli import parse, run_main
-from config import ConfigError, require
+from config import require
 from data.prepare import Dataset
 from evaluate import dataset_of
 from exploring.app import serve
 from exploring.game import Move, play
 from exploring.page import data_of, page
-from files import write_atomic
 from one_run import load_critics
-from sample import decoded
+from report import save_page
+from sample import read_text
 from training.hardware import Hardware, choose
 from training.run_folder import LoadedRun, load_run
 
@@ -119,15 +119,14 @@ def table_of(run: LoadedRun, settings: Settings, dataset: Dataset | None, hardwa
     """The run at its table. Without a dataset, without a critic."""
     step = run.step if settings.step is None else settings.step
     method = run.config.method
-    schedules = Schedules(method, run.config.train.steps, hardware.device)
-    rules = schedules.settings(step)
+    rules = Schedules(method, run.config.train.steps, hardware.device).settings(step)
     if dataset is None or run.config.train.objective != "avatarl":
         return Table(run, hardware, rules._replace(top_k=min(rules.top_k, run.model.vocab_size)))
     critic = critic_of(run, dataset, hardware)
     if method.critic_trust == "known":
         block = run.config.model.block_size
         trust = fit_trust(critic, dataset.train, run.model.vocab_size, block, hardware.device)
-        rules = schedules.settings(step, trust)
+        rules = rules._replace(trust=trust)
     return Table(run, hardware, rules, critic)
 
 
@@ -151,11 +150,7 @@ def text_of(settings: Settings, run: LoadedRun, dataset: Dataset | None) -> str:
     if settings.text is not None:
         return settings.text
     if settings.text_file is not None:
-        source = f"text-file {settings.text_file}"
-        try:
-            return decoded(settings.text_file.read_bytes(), source)
-        except OSError as error:
-            raise ConfigError(f"{source} can't be read ({error.strerror}); name a text file") from None
+        return read_text(settings.text_file, "text-file")
     assert dataset is not None
     start = min(int(settings.at * len(dataset.val)), len(dataset.val) - 2)
     return run.tokenizer.decode(dataset.val[start : start + settings.tokens].tolist())
@@ -177,22 +172,12 @@ def main(words: Sequence[str]) -> int:
         return 0
     document, moves = table.page(text, settings.tokens)
     out = settings.out or settings.run / "explore.html"
-    write_page(out, document)
+    save_page(out, document, "page")
     print("  ".join(f"{name}: {value}" for name, value in table.facts(moves).items()))
     print(f"page: {out}")
     if settings.open:
         webbrowser.open(out.resolve().as_uri())
     return 0
-
-
-def write_page(out: Path, document: str) -> None:
-    """Write it whole. Raises ConfigError where `out` is a folder, OSError where it cannot be written."""
-    require(not out.is_dir(), "out", str(out), "is a folder; name a file, such as explore.html")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, document.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise OSError(f"{out}: the page cannot be written ({error.strerror}); use --out FILE") from None
 
 
 if __name__ == "__main__":

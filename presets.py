@@ -83,8 +83,12 @@ def hand_over(critic: tuple[float, float], reality: tuple[float, float] | None =
     """
     reality = reality or (1 - critic[0], 1 - critic[1])
     weights = {"critic_weight_schedule": critic, "reality_weight_schedule": reality}
-    held = "0:{0:g}," + (f"{start:g}:{{0:g}}," if start else "") + "1:{1:g}"
-    return {"method": {name: held.format(*ends) for name, ends in weights.items()}}
+
+    def knots(first: float, last: float) -> str:
+        held = f"{start:g}:{first:g}," if start else ""
+        return f"0:{first:g},{held}1:{last:g}"
+
+    return {"method": {name: knots(*ends) for name, ends in weights.items()}}
 
 
 CROSS_ENTROPY: Groups = {"train": {"objective": "cross-entropy"}}
@@ -116,7 +120,7 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
     "protocol-avatarl": (
         "The comparison protocol, AvataRL's arm: mixed counts as critic, handing over in the second half",
         None,
-        # While the student is young, what gold adds to a critic that knows more is noise.
+        # While the student is young, gold adds nothing to a critic that knows more (results/handover.md).
         merge(PROTOCOL, MUON, SMOOTH, MIXED, TAIL, hand_over(critic=(1, 0.4), reality=(0, 0.7), start=0.5)),
     ),
     "protocol-imagined": (

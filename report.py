@@ -43,17 +43,22 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     is no run or an `out` that is a folder, OSError where `out` cannot be written (DESIGN sections 6 and 7).
     """
     out = Path(out)
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name a file, such as {out / 'report.html'}")
     surgery = [folder for folder in run_folders if is_hybrid(folder)]
     parts = [part for folder in run_folders for part in (parts_of(folder) if folder in surgery else [folder])]
     text = page(read_runs(parts), section(surgery))
+    save_page(out, text, "report")
+    return out
+
+
+def save_page(out: Path, text: str, what: str) -> None:
+    """Write a page, a `what`, whole. Raises ConfigError where `out` is a folder, OSError where it cannot be written."""
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file, such as {out / f'{what}.html'}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text.encode("utf-8", errors="replace"))
     except OSError as error:
-        raise OSError(f"{out}: the report cannot be written ({error.strerror}); use --out FILE") from None
-    return out
+        raise OSError(f"{out}: the {what} cannot be written ({error.strerror}); use --out FILE") from None
 
 
 def main(arguments: Sequence[str]) -> None:

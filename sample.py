@@ -59,18 +59,24 @@ class Settings:
 def read_prompt(settings: Settings) -> str | None:
     """The prompt from flag, file or stdin; None when none was given. Raises ConfigError when empty."""
     if settings.prompt_file is not None:
-        source = f"prompt-file {settings.prompt_file}"
-        require(settings.prompt is None, "prompt", settings.prompt, f"give this or {source}, not both")
-        try:
-            return decoded(settings.prompt_file.read_bytes(), source)
-        except OSError as error:
-            raise ConfigError(f"{source} can't be read ({error.strerror}); name a text file") from None
+        fix = f"give this or prompt-file {settings.prompt_file}, not both"
+        require(settings.prompt is None, "prompt", settings.prompt, fix)
+        return read_text(settings.prompt_file, "prompt-file")
     if settings.prompt == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise ConfigError('prompt -: stdin is closed; pipe a text into it, or give --prompt "some text"')
         return decoded(sys.stdin.buffer.read(), "prompt -: stdin")
     require(settings.prompt != "", "prompt", "", "is empty; give at least one character to continue")
     return settings.prompt
+
+
+def read_text(path: Path, flag: str) -> str:
+    """The text of a UTF-8 file that `flag` named. Raises ConfigError where it cannot be read or is empty."""
+    source = f"{flag} {path}"
+    try:
+        return decoded(path.read_bytes(), source)
+    except OSError as error:
+        raise ConfigError(f"{source} can't be read ({error.strerror}); name a text file") from None
 
 
 def decoded(data: bytes, source: str) -> str:

@@ -98,8 +98,9 @@ def judged(logits: Tensor, opinion, gold: Tensor, settings: LossSettings) -> lis
     """Moves as the method sees them: logits (N, V), opinion at the N positions, gold (N,)."""
     actions, critic, p_ref = agree(logits, opinion, gold, settings)
     k = settings.top_k if settings.active_k is None else int(settings.active_k)
-    students = top_ids(logits, k).tolist() if settings.proposals == "both" else [[]] * len(gold)
-    critics = opinion.top_ids(k).tolist()
+    students, critics = (part[:, :k].tolist() for part in actions.ids[:, 1:].split(settings.top_k, 1))
+    if settings.proposals == "critic":
+        students = [[]] * len(gold)  # gold stands in their columns
     parts = (
         actions.ids,
         logits.softmax(-1).gather(1, actions.ids),

@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const text = document.getElementById("text"), panel = document.getElementById("move");
-const COLUMNS = [["student", "π"], ["critic", "critic"], ["reality", "reality"], ["consensus", "consensus"], ["reward", "reward"]];
+const COLUMNS = [["student", "π", 1], ["critic", "critic", 2], ["reality", "reality", 3], ["consensus", "consensus", 4], ["reward", "reward", 5]];  // name, heading, place in a row
 const BY = { s: "student", c: "critic", sc: "both", "": "" };
 let chosen = -1;
 
@@ -56,11 +56,8 @@ function show(at) {
   text.setAttribute("aria-activedescendant", span.id);
   span.scrollIntoView({ block: "nearest" });
   const [gold, rank, entropy, count, rows] = move, row = goldRow(move);
-  const columns = COLUMNS.filter((_, i) => i === 0 || rows.some((r) => r[i + 1] !== null));
-  const most = columns.map(([kind]) => {
-    const i = COLUMNS.findIndex(([name]) => name === kind) + 1;
-    return Math.max(...rows.map((r) => r[i] ?? 0), kind === "reward" ? 0 : 1);
-  });
+  const columns = COLUMNS.filter(([, , i]) => rows.some((r) => r[i] !== null));
+  const most = columns.map(([kind, , i]) => Math.max(...rows.map((r) => r[i] ?? 0), kind === "reward" ? 0 : 1));
   const head = plain("h2", "");
   head.append("next: ", plain("code", visible(gold)));
   const facts = plain("p", `π(gold) ${percent(row[1])}, rank ${rank.toLocaleString()}; entropy ${entropy.toFixed(2)} nats; ` +
@@ -72,7 +69,7 @@ function show(at) {
     if (r[0] === gold) line.className = "gold";
     name.append(plain("code", visible(r[0])), r[0] === gold ? " gold" : "");
     line.append(name, plain("td", BY[r[6]]));
-    columns.forEach(([kind], i) => line.append(cell(kind, r[COLUMNS.findIndex(([n]) => n === kind) + 1], most[i])));
+    columns.forEach(([kind, , i], c) => line.append(cell(kind, r[i], most[c])));
   }
   panel.replaceChildren(head, facts, table);
 }

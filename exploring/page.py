@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exploring.game import Action, Move
-from reporting.html import markup
+from reporting.html import document, markup
 
 ASSETS = Path(__file__).resolve().parent
 ROWS = 40
@@ -50,19 +50,7 @@ def page(title: str, facts: Mapping[str, str], data: Mapping[str, Any]) -> str:
         f'<label><input type="radio" name="mode" value="{mode}"{" checked" * (mode == "student")}>{words}</label>'
         for mode, words in modes.items()
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'; img-src data:">
-<title>{markup(title)} · AvataRL</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<header><p class="kicker">AvataRL, token by token</p><h1>{markup(title)}</h1><dl>{listed}</dl></header>
+    body = f"""<header><p class="kicker">AvataRL, token by token</p><h1>{markup(title)}</h1><dl>{listed}</dl></header>
 <form autocomplete="off"><fieldset><legend>Coloured by</legend>{choices}</fieldset>
 <p class="hint">Click a token, or use the arrow keys.</p></form>
 <main>
@@ -70,8 +58,5 @@ script-src 'unsafe-inline'; img-src data:">
 <aside id="move" aria-live="polite"></aside>
 </main>
 <noscript>This page needs JavaScript to show its data.</noscript>
-<script type="application/json" id="data">{held}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+<script type="application/json" id="data">{held}</script>"""
+    return document(title, style, body, script)

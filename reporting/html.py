@@ -63,3 +63,24 @@ def table(label: str, head: Iterable[object], rows: Iterable[Iterable[object]], 
 
 class Best(Html):
     """A cell that is the best of its column."""
+
+
+def document(title: str, style: str, body: str, script: str) -> str:
+    """A whole page that fetches nothing: `body` is markup, style and script stand in the page."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+script-src 'unsafe-inline'; img-src data:">
+<title>{markup(title)} · AvataRL</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+{body}
+<script>{script}</script>
+</body>
+</html>
+"""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reporting import health, tables
 from reporting.charts import COLOURS, POINTS_PER_PAGE, Curve, XAxis, chart, is_averaged, x_axes
-from reporting.html import chip, markup
+from reporting.html import chip, document, markup
 from reporting.metrics import SECTIONS, describe
 from reporting.read import Run
 
@@ -25,19 +25,7 @@ def page(runs: Sequence[Run], first: str = "") -> str:
     switches = range(len(runs) if len(runs) > 1 else 0)
     hide = "".join(f"body:has(#run-{i}:not(:checked)) svg .run-{i}{{display:none}}" for i in switches)
     axes = x_axes(runs)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'; img-src data:">
-<title>{markup(title)} · AvataRL</title>
-<link rel="icon" href="data:,">
-<style>{style}{hide}</style>
-</head>
-<body>
-{_header(runs, title)}
+    body = f"""{_header(runs, title)}
 <main>
 {first}
 {tables.tiles(runs[0]) if len(runs) == 1 else tables.summary(runs) + tables.facts(runs)}
@@ -46,11 +34,8 @@ script-src 'unsafe-inline'; img-src data:">
 {_samples(runs)}
 {_configuration(runs)}
 </main>
-<footer>Written by <code>python report.py</code> from what the run folders hold.</footer>
-<script>{script}</script>
-</body>
-</html>
-"""
+<footer>Written by <code>python report.py</code> from what the run folders hold.</footer>"""
+    return document(title, style + hide, body, script)
 
 
 def _header(runs: Sequence[Run], title: str) -> str:

@@ -69,6 +69,7 @@ def test_the_rules_are_those_of_a_step(place):
     run = trained("run", **SOFT)
     early, said = looked(run, "--step", "0", "--tokens", "40")
     assert "w_r 0, w_c 1," in said
+    assert "w_r 0, w_c 1," in looked(run, "--step", "3", "--tokens", "40")[1]  # of 8: still the first half
     late, said = looked(run, "--tokens", "40")
     assert "w_r 0.7, w_c 0.4," in said
 
