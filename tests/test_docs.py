@@ -36,6 +36,8 @@ PAGES = [
     "docs/surgery.md",
     "docs/scaling.md",
     "docs/bootstrapping.md",
+    "results/README.md",
+    "results/overview/table.md",
 ]
 
 
