@@ -20,7 +20,7 @@ from data.batches import window_count
 from data.critic_cache import META, CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
 from data.prepare import Dataset
 from files import write_json
-from one_run import load_critics, make_objective, new_record, train_in
+from one_run import load_critics, make_objective, new_record, train_in, weight_digests
 from training import checkpoint as checkpoints
 from training.distributed import World, from_first
 from training.hardware import Hardware
@@ -201,9 +201,5 @@ def critic_identity(config: Config, dataset: Dataset, critics: list[Path]) -> Id
     facts |= {f"critic.{name.replace('_', '-')}": getattr(c, name) for name in sorted(decisive_fields(c))}
     if not critics:
         return facts
-    models, weights = [], []
-    for folder in critics:
-        models.append(dataclasses.asdict(read_config(folder)[0].model))
-        with open(checkpoints.find(folder / "checkpoints") / checkpoints.WEIGHTS, "rb") as file:
-            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return facts | {"critic's models": models, "critic's weights": weights}
+    models = [dataclasses.asdict(read_config(folder)[0].model) for folder in critics]
+    return facts | {"critic's models": models, "critic's weights": weight_digests(critics)}

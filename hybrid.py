@@ -3,7 +3,7 @@
     python hybrid.py                              the small character model, one seed, all arms: minutes on 2 cores
     python hybrid.py --preset avatarl-char        the student of any preset of train.py
     python hybrid.py --surgeon td3 --phases.both-steps 900
-    python hybrid.py --arms surgeon none          only these arms of phase 3
+    python hybrid.py --arms surgeon none          only these arms of phase 3; none, the control, is always one
     python hybrid.py --resume runs/hybrid         continue a run that was stopped
     python -m experiments.surgery --seeds 3       the study over seeds
 

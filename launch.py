@@ -13,7 +13,7 @@ from critic_runs import critic_cache, critic_runs
 from data.prepare import Dataset, check_length, prepare
 from data.tokenizers import load_tokenizer
 from files import write_json
-from one_run import make_objective, new_record, train_in
+from one_run import make_objective, new_record, train_in, weight_digests
 from training import checkpoint as checkpoints
 from training.distributed import World, from_all, from_first
 from training.elastic import begun, sign, torchruns
@@ -106,9 +106,7 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
     critics, code = critic_runs(config, dataset, world, hardware)
     if code:
         return code, folder
-    expected = record["critics"]
-    found = [c.name for c in critics]
-    require(found == expected, "critic", found, f"the run was trained with {expected}; restore that critic")
+    require_same_critics(critics, record, world)
     cache = critic_cache(config, dataset, critics, world, hardware, record.get("critic_cache"))
     objective = make_objective(config, dataset, critics, hardware, cache)
     names = torchruns(world)
@@ -117,6 +115,18 @@ def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tu
         if changed:
             write_json(folder / "config.json", record | {"config": config.to_dict()})
     return train_in(folder, config, record, dataset, objective, hardware, world, place, cache), folder
+
+
+def require_same_critics(critics: list[Path], record: dict[str, Any], world: World) -> None:
+    """Raise ConfigError unless `critics` are those that the run of `record` was trained with, weights and all.
+
+    A critic that is a run of its own may have gone on since. Of a cached one the cache's name says the same.
+    """
+    expected, found = record["critics"], [c.name for c in critics]
+    require(found == expected, "critic", found, f"the run was trained with {expected}; restore that critic")
+    if record.get("critic_weights"):  # which older runs did not record
+        same = from_first(world, lambda: weight_digests(critics) == record["critic_weights"])
+        require(same, "critic", found, "its weights are no longer those that the run was trained with; restore them")
 
 
 def cache_critic(config: Config, world: World, hardware: Hardware) -> tuple[int, Path | None]:

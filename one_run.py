@@ -1,5 +1,6 @@
 """One run in its folder: its objective, the record of what it is, training, and what it leaves behind."""
 
+import hashlib
 import secrets
 import sys
 import time
@@ -63,6 +64,15 @@ def load_critic(folder: Path, dataset: Dataset) -> GPT:
     return run.model
 
 
+def weight_digests(runs: list[Path]) -> list[str]:
+    """SHA-256 of every run's newest weights, in hexadecimal."""
+    digests = []
+    for run in runs:
+        with open(checkpoints.find(run / "checkpoints") / checkpoints.WEIGHTS, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
+
+
 def new_record(
     config: Config,
     name: str,
@@ -90,7 +100,7 @@ def new_record(
         "vocab_size": dataset.tokenizer.vocab_size,
         "parameters": parameters,
         "critics": [c.name for c in critics],
-        **({"critic_cache": cache.folder.name} if cache is not None else {}),
+        **({"critic_cache": cache.folder.name} if cache is not None else {"critic_weights": weight_digests(critics)}),
         "versions": versions(),
         "git": git_state(),
         "hardware": describe(hardware),

@@ -142,7 +142,6 @@ def fit(job: Job) -> int:
         while state.step < steps:
             share = lr_share(state.step, config.train.steps, config.optim)
             set_lr(job.optimizers, share)
-            micros = [next(batches) for _ in job.slices]
             due = is_every(config.log.every, state.step + 1) or state.step + 1 == steps
             last = state.step + 1 == steps
             evaluating = last or is_every(config.eval.every, state.step + 1) or state.step + 1 in further
@@ -150,6 +149,7 @@ def fit(job: Job) -> int:
             waiting = due or evaluating or saving
             stopped = ask_all(lambda: stop.signal is not None)
             with meter.running():
+                micros = [next(batches) for _ in job.slices]
                 loss, norm, metrics = learn(job, micros, measure=due)
                 job.objective.after_step(state.step)
                 if job.companion is not None:

@@ -19,7 +19,7 @@ from config import Config, ConfigError, DataConfig, ModelConfig, override, prese
 from data.batches import Batch, TrainingBatches, prefetch
 from data.corpora import CorpusMissing
 from data.critic_cache import CriticCache
-from data.prepare import Dataset, check_length, prepare
+from data.prepare import Dataset, check_length, prepare_real
 from model import GPT
 from train_core import Job, check_finite, is_every, learn
 from training.distributed import World
@@ -64,14 +64,12 @@ class Shape:
 def read_text(corpus: str, tokenizer: str, block: int) -> Dataset:
     """The tokens of a real text. Raises ConfigError where it can't be had: nothing stands in for it here."""
     try:
-        dataset = prepare(DataConfig(corpus=corpus, tokenizer=tokenizer))  # type: ignore[arg-type]
+        dataset = prepare_real(DataConfig(corpus=corpus, tokenizer=tokenizer), "benchmarks")  # type: ignore[arg-type]
     except CorpusMissing as missing:
         found = str(missing).partition("; use")[0].partition("; connect")[0]
         raise ConfigError(
             f"{found}; benchmarks run on real text only: put it under data/{corpus}/ or $AVATARL_DATA/{corpus}/"
         ) from None
-    if dataset.fallback or dataset.corpus_source == "embedded":
-        raise ConfigError(f"corpus {corpus!r}: benchmarks refuse the text embedded in Python, which differs by version")
     check_length(dataset, block)
     return dataset
 

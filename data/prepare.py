@@ -94,6 +94,15 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
     )
 
 
+def prepare_real(config: DataConfig, who: str) -> Dataset:
+    """As `prepare`, but raises ConfigError for the text embedded in Python, on which `who` would measure little."""
+    dataset = prepare(config)
+    if dataset.fallback or dataset.corpus_source == "embedded":
+        fix = f"{who} refuse the text embedded in Python, which differs by version; name another"
+        raise ConfigError(f"corpus {config.corpus!r}: {fix}")
+    return dataset
+
+
 def _prepared(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Dataset:
     """The dataset of a corpus that was tokenised ahead, its tokens memory-mapped."""
     if tokenizer is None and config.tokenizer == "gpt2":

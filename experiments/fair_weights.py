@@ -29,7 +29,7 @@ from avatarl.mixed import MixedCritic
 from avatarl.reward import consensus
 from cli import parse, run_main
 from config import DataConfig, require
-from data.prepare import prepare
+from data.prepare import prepare_real
 from experiments.arms import ROOT
 from experiments.figures import Line, chart
 from experiments.study import stamp
@@ -121,7 +121,7 @@ def fair_weight(p: Tensor, reality_weight: float, epsilon: float) -> float:
 
 def critic_over_actions(settings: Settings) -> Tensor:
     """What the mixed critic says of its likeliest 2k tokens on validation text, sums of 1: (N, 2k) float64."""
-    dataset = prepare(DataConfig(corpus=settings.corpus))
+    dataset = prepare_real(DataConfig(corpus=settings.corpus), "studies")
     train, val = (part.astype(np.int64) for part in (dataset.train, dataset.val))
     critic = MixedCritic(train, dataset.tokenizer.vocab_size, strings=dataset.strings)
     stretches = max(1, -(-settings.positions // STRETCH))

@@ -26,7 +26,7 @@ from avatarl.suffixes import SuffixCritic
 from avatarl.trust import BUCKETS, FEWEST, Trust, fit_trust
 from cli import parse, run_main
 from config import DataConfig, require
-from data.prepare import Dataset, prepare
+from data.prepare import Dataset, prepare_real
 from experiments.arms import ROOT
 from experiments.study import stamp
 from experiments.tables import machine
@@ -198,7 +198,8 @@ def main(words: Sequence[str]) -> int:
     """Build, measure, write; returns the exit code."""
     settings = parse(Settings, words, prog="python -m experiments.judges", description=__doc__ or "")
     made = stamp("judges", words)
-    dataset = prepare(DataConfig(corpus=settings.corpus, val_corpus=settings.val_corpus, tokenizer=settings.tokenizer))
+    texts = DataConfig(corpus=settings.corpus, val_corpus=settings.val_corpus, tokenizer=settings.tokenizer)
+    dataset = prepare_real(texts, "studies")
     text = "\n".join(page(judged(settings, dataset), settings, made, dataset)) + "\n"
     parts: list[str] = [] if settings.tokenizer == "char" else [settings.tokenizer]
     parts += [] if settings.share == 1 else [f"{settings.share:g}"]

@@ -177,6 +177,8 @@ class HybridConfig:
         require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name every arm once")
         for arm in self.arms:
             require(arm in typing.get_args(ArmName), "arms", arm, "use surgeon, none and random")
+        fix = "add none: what a surgeon does means nothing without the same run that has none"
+        require("none" in self.arms, "arms", self.arms, fix)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, for config.json."""

@@ -126,6 +126,18 @@ def test_another_critics_weights_make_another_cache(place):
     assert len(caches()) == 2
 
 
+def test_another_critics_weights_are_refused_on_resume_without_a_cache_too(place):
+    """Catches a resumed run that is judged, from some step on, by a critic that was trained on meanwhile."""
+    critic = flags(run_name="mine", data_corpus="corpus.txt", eval_ladder=0)
+    assert here("pretrain-char", *critic).code == 0
+    judged: dict[str, Any] = {"critic_kind": "model", "critic_run": "runs/mine", "train_steps": 4}
+    assert here(PRESET, *flags(run_name="a", data_corpus="corpus.txt", eval_ladder=0, **judged)).code == 0
+    assert here("--resume", "runs/a", "--train.steps", "6").code == 0
+    assert here("--resume", "runs/mine", "--train.steps", "9").code == 0
+    outcome = here("--resume", "runs/a", "--train.steps", "8")
+    assert outcome.code == 2 and "its weights are no longer those" in outcome.errors[0]
+
+
 @pytest.mark.parametrize("settings", [{}, JUDGED | {"critic_cross_fit": True}], ids=["ngram", "two models"])
 def test_a_cached_run_resumes_exactly(place, settings):
     """Catches windows cut elsewhere after a resume, and a resume that cannot do without a cache that was deleted."""

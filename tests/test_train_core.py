@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import train_core
 from avatarl.objective import AvataRL
+from data.batches import TrainingBatches
 from tests.tiny_train import PRESET, before_step, flags, here, lines, same, trained, weights
 
 # Twenty steps at the rates of the first twenty of the default preset. They matter: Muon orthogonalises in bfloat16,
@@ -102,6 +104,19 @@ def test_bad_steps_in_a_row_are_counted_in_a_row(place, monkeypatch):
     poison(monkeypatch, "loss", {1, 3, 5})
     run = trained("run", train_max_bad_steps=2)
     assert json.loads((run / "result.json").read_text())["skipped_steps"] == 3
+
+
+def test_waiting_for_batches_is_training_time(place, monkeypatch):
+    """Catches `seconds` and tokens a second that leave out what loading costs, to a cached critic's advantage."""
+    batch = TrainingBatches.batch
+
+    def slow(self: TrainingBatches, *which: Any) -> Any:
+        time.sleep(0.05)
+        return batch(self, *which)
+
+    monkeypatch.setattr(TrainingBatches, "batch", slow)
+    last = json.loads((trained("run") / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 8 and last["seconds"] > 8 * 0.05
 
 
 def test_the_record_of_a_run(place):

@@ -130,9 +130,10 @@ def _write(
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         sync_folder(folder)
+        best = _best(folder, state.best_ce)
+        if best is not None and best.name != _pointer(folder, "best"):
+            write_atomic(folder / "best", best.name + "\n")
         write_atomic(folder / "latest", target.name + "\n")
-        if improved:
-            write_atomic(folder / "best", target.name + "\n")
         _prune(folder, target, keep)
     barrier()
 
@@ -153,6 +154,21 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
     for old in steps[: max(0, here - keep)] + steps[here:]:
         if old.name != best:
             shutil.rmtree(old)
+
+
+def _best(folder: Path, best_ce: float | None) -> Path | None:
+    """The newest checkpoint below `folder` at which `best_ce` was measured; None where none was, or it is gone.
+
+    Asked of all of them, not only of the newest: a run can be killed between a checkpoint and its pointer.
+    """
+    for checkpoint in reversed(stored(folder)):
+        try:
+            state = json.loads((checkpoint / "meta.json").read_text())["state"]
+            if best_ce is not None and state["val_ce"] == best_ce and state["val_step"] == state["step"]:
+                return checkpoint
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a broken one, which `check` will name when it is asked for
+    return None
 
 
 def _pointer(folder: Path, name: str) -> str | None:

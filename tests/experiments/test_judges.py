@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from avatarl.ngram import NgramCritic
+from experiments import fair_weights, judges
 from experiments.judges import measure
+from tests.tiny_train import here
 
 
 def test_a_judge_is_measured_at_every_position_of_the_text():
@@ -25,3 +27,11 @@ def test_a_judge_is_measured_at_every_position_of_the_text():
     assert found.accuracy == pytest.approx(np.mean(hits))
     assert found.sure == pytest.approx(np.mean(favourite) - np.mean(hits), abs=1e-6)
     assert found.sure > 0.05  # the text has none of what was learned
+
+
+@pytest.mark.parametrize("study", [judges, fair_weights], ids=["judges", "fair weights"])
+def test_the_embedded_text_is_no_ground_for_figures(study, tmp_path):
+    """Catches a table in results/ of a text that differs between versions of Python."""
+    outcome = here("--corpus", "pydoc", "--out", str(tmp_path / "out"), main=study.main)
+    assert outcome.code == 2 and "studies refuse the text embedded in Python" in outcome.errors[0]
+    assert not (tmp_path / "out").exists()

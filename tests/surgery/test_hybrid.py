@@ -201,7 +201,7 @@ def whole(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setattr(train_core, "matmul_peak", lambda device, dtype: 1e11)
         write(folder)
-        return (run("run", arms=("surgeon", "random"))).resolve()
+        return (run("run", "--no-same-time", arms=("surgeon", "random", "none"))).resolve()
 
 
 def write(folder: Path) -> None:
@@ -217,9 +217,9 @@ def test_resumed_equals_uninterrupted(quick, whole, moment, monkeypatch):
     that are made twice.
     """
     monkeypatch.setattr(surgery.phases, "ROUNDS_BETWEEN_SAVES", 2)
-    arms = ("surgeon", "random") if moment[-1] == 2 else ("surgeon",)
+    arms = ("surgeon", "random", "none") if moment[-1] == 2 else ("surgeon", "none")
     with dies(*moment):
-        assert here(*words(run_name="run", arms=arms), main=hybrid.main).code == 1
+        assert here("--no-same-time", *words(run_name="run", arms=arms), main=hybrid.main).code == 1
     outcome = here("--resume", "runs/run", main=hybrid.main)
     assert outcome.code == 0, outcome.err
     for part in ("grpo", *arms):
@@ -285,7 +285,7 @@ def stopped(where: Any, name: str, at: int, **settings: Any) -> Outcome:
 @pytest.mark.parametrize("where, name, at", [(train_core, "learn", 2), (Surgeon, "round", 3), (train_core, "learn", 9)])
 def test_an_interrupt_saves_and_names_the_way_on(quick, where, name, at):
     """Catches Ctrl-C that loses a phase, an exit code that looks complete, no hint how to continue."""
-    outcome = stopped(where, name, at, arms=("surgeon",))
+    outcome = stopped(where, name, at, arms=("surgeon", "none"))
     assert outcome.code == 130 and "python hybrid.py --resume runs/run" in outcome.err
     if where is Surgeon:
         assert len(list(Path("runs/run/practice").glob("round-000003"))) == 1

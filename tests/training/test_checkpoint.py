@@ -107,6 +107,17 @@ def test_pruning_keeps_the_newest_and_the_best(trainee):
     assert [p.name for p in checkpoints.stored(trainee.folder)] == ["step-000001", "step-000004", "step-000005"]
 
 
+def test_a_kill_between_a_checkpoint_and_its_pointers_costs_no_best_one(trainee):
+    """Catches the best checkpoint pruned because `best` still names the one before, as a kill can leave it."""
+    saved_at(trainee, 1, val_ce=3.0, keep=1)
+    before = (trainee.folder / "best").read_text()
+    saved_at(trainee, 2, val_ce=2.0, keep=2)
+    (trainee.folder / "best").write_text(before)
+    saved_at(trainee, 3, val_ce=2.5, keep=1)
+    assert [p.name for p in checkpoints.stored(trainee.folder)] == ["step-000002", "step-000003"]
+    assert find(trainee.folder, "best").name == "step-000002"
+
+
 def test_steps_past_a_million_are_in_order(trainee):
     """Catches names sorted as text, where step-1000000 comes before step-999999."""
     saved_at(trainee, 999_999, keep=1)
