@@ -227,7 +227,7 @@ def test_resumed_equals_uninterrupted(quick, whole, moment, monkeypatch):
         assert same(weights(whole / part, step), weights(Path("runs/run") / part, step)), part
         assert metrics(whole / part) == metrics(Path("runs/run") / part)
         logs = [folder / part / "surgeries.jsonl" for folder in (whole, Path("runs/run"))]
-        assert part == "grpo" or logs[0].read_text() == logs[1].read_text()
+        assert part in ("grpo", "none") or logs[0].read_text() == logs[1].read_text()
     assert metrics(whole / "practice") == metrics(Path("runs/run/practice"))
 
 
@@ -329,6 +329,7 @@ def test_phase_1_ends_when_it_stagnates(quick):
         (["--surgery.judge", "model"], "surgery.judge-run"),
         (["--run.parallel", "fsdp"], "run.parallel = 'fsdp'"),
         (["--agent.entropy", "much"], "agent.entropy"),
+        (["--arms", "surgeon", "random"], "add none"),
         (["--resume", "nowhere"], "no run of hybrid.py"),
     ],
 )
