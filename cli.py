@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
@@ -49,12 +49,42 @@ def refusal(error: BaseException) -> ConfigError | None:
     return cause if cause is None or isinstance(cause, ConfigError) else refusal(cause)
 
 
-def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+class Outliving:
+    """A stream that drops what is written once its reader has gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or don't."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Send on what was written, or don't."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], *, outlive: bool = False) -> None:
     """Call main(arguments) and exit with what it returns, None being 0.
 
-    Whoever closes our output early (`| head`) has seen enough: 0. An error that says `leave_at_once` ends the process
-    before anything is freed.
+    Whoever closes our output early (`| head`) has seen enough: 0; or, where a main that is to `outlive` its reader has
+    work to finish, it goes on unheard. An error that says `leave_at_once` ends the process before anything is freed.
     """
+    if outlive:
+        sys.stdout, sys.stderr = Outliving(sys.stdout), Outliving(sys.stderr)  # type: ignore[assignment]
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()

@@ -10,6 +10,7 @@ the value and the way out. The groups `critic` and `method` are in config_method
 
 import dataclasses
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,12 +54,9 @@ class RunConfig:
             "use a plain folder name, without / \\ : and without dots or spaces at its ends",
         )
         require(self.threads >= 0, "run.threads", self.threads, "use 0 (all cores) or a positive number")
-        require(
-            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"),
-            "run.device",
-            self.device,
-            "use auto, cpu, cuda or cuda:N",
-        )
+        require(0 <= self.seed < 2**32, "run.seed", self.seed, f"use a number from 0 to {2**32 - 1}")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "run.device", self.device, "use auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -317,6 +315,8 @@ class Config:
         )
         if self.train.objective == "avatarl":
             check_judging(self.critic, self.method)
+            fix = "use 0 with --method.inner-epochs above 1, where π over π_old would compare two dropout masks"
+            require(self.model.dropout == 0 or self.method.inner_epochs == 1, "model.dropout", self.model.dropout, fix)
         if self.train.objective == "bootstrap":
             self.bootstrap.check_model(self.model.block_size, self.model.dropout)
             fix = "a bootstrapping run is small, and every process holds it whole; use ddp"

@@ -5,6 +5,7 @@ names the field, the value and the way out.
 """
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         check_fields("critic", self)
         members = self.members
+        fix = "two critics are trained for it; leave critic.run out"
+        require(not (self.run and self.cross_fit), "critic.cross-fit", self.cross_fit, fix)
         require(
             self.kind != "ensemble" or not ("self" in members and self.past == "twin"),
             "critic.past",
@@ -183,7 +186,8 @@ class MethodConfig:
             label = f"method.{field_at_fault}".replace("_", "-")
             for _, value in self.knots(name):
                 if name == "epsilon":
-                    require(0 < value < 1, label, value, "ε must lie strictly between 0 and 1")
+                    inside = 0 < value < 1 and 0 < as_float32(value) < 1
+                    require(inside, label, value, "ε must lie strictly between 0 and 1, also in float32")
                 elif name in limits:
                     low, high = limits[name]
                     require(low <= value <= high, label, value, f"use a value from {low} to {high}")
@@ -201,6 +205,11 @@ class MethodConfig:
             self.inner_epochs,
             "more than one needs the clipped ratio of --method.advantage group",
         )
+
+
+def as_float32(value: float) -> float:
+    """The nearest float32, in which the method computes."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 def check_judging(critic: CriticConfig, method: MethodConfig) -> None:

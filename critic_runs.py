@@ -20,7 +20,7 @@ from data.batches import window_count
 from data.critic_cache import META, CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
 from data.prepare import Dataset
 from files import write_json
-from one_run import load_critics, make_objective, new_record, train_in, weight_digests
+from one_run import load_critics, make_objective, new_record, require_unseen, train_in, weight_digests
 from training import checkpoint as checkpoints
 from training.distributed import World, from_first
 from training.hardware import Hardware
@@ -28,6 +28,7 @@ from training.micro_batches import micro_batches
 from training.plan import human
 from training.run_folder import has_checkpoint, read_config
 from training.shared_folder import require_seen
+from training.turns import in_turn
 
 
 def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardware) -> tuple[list[Path], int]:
@@ -39,6 +40,9 @@ def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardwa
     if config.train.objective != "avatarl" or "model" not in c.members:
         return [], 0
     folders = [Path(c.run)] if c.run else []
+    for folder in folders:
+        theirs, record = from_first(world, partial(read_config, folder))
+        require_unseen(theirs, record, config, dataset, "critic.run", folder)
     halves = [(0.0, 0.5), (0.5, 1.0)] if c.cross_fit else [(0.0, 1.0)]
     for begin, end in [] if c.run else halves:
         folder, code = pretrained(config, dataset, begin, end, world, hardware)
@@ -75,12 +79,6 @@ def pretrained(
         name,
         f"{len(data.train)} tokens are too few for its context of {block}",
     )
-    if world.first:
-        print(f"the critic is trained first, once: {name} into {folder}")
-    begun = from_first(world, lambda: has_checkpoint(folder))
-    place = from_first(world, lambda: checkpoints.find(folder / "checkpoints")) if begun else None
-    objective = make_objective(settings, data, [], hardware)
-    record = new_record(settings, name, data, hardware, [])
 
     def make() -> None:
         try:
@@ -89,16 +87,33 @@ def pretrained(
             raise ConfigError(
                 f"run.out-dir = {config.run.out_dir!r}: cannot create {folder} ({error.strerror})"
             ) from None
-        dataset.tokenizer.save(folder / "tokenizer.json")
-        write_json(folder / "config.json", record)
 
     from_first(world, make)
-    return folder, train_in(folder, settings, record, data, objective, hardware, world, place)
+    with in_turn(folder, world, "this critic"):
+        if from_first(world, lambda: (folder / "result.json").is_file()):
+            return folder, 0
+        return folder, train_critic(folder, name, settings, data, world, hardware)
+
+
+def train_critic(folder: Path, name: str, settings: Config, data: Dataset, world: World, hardware: Hardware) -> int:
+    """Train the critic of preset `name` in `folder`, or what is left of it; returns the exit code."""
+    if world.first:
+        print(f"the critic is trained first, once: {name} into {folder}")
+    begun = from_first(world, lambda: has_checkpoint(folder))
+    place = from_first(world, lambda: checkpoints.find(folder / "checkpoints")) if begun else None
+    objective = make_objective(settings, data, [], hardware)
+    record = new_record(settings, name, data, hardware, [])
+    if world.first:
+        data.tokenizer.save(folder / "tokenizer.json")
+        write_json(folder / "config.json", record)
+    return train_in(folder, settings, record, data, objective, hardware, world, place)
 
 
 def settings_of_critic(config: Config, begin: float, end: float) -> Config:
     """How the run's critic is trained on the share from `begin` to `end` of the run's own training text."""
     base = preset(critic_preset(config))
+    alone = base.train.objective != "avatarl" or "model" not in base.critic.members
+    require(alone, "critic.preset", critic_preset(config), "it needs a critic itself; use a pretrain-… preset")
     start, stop = config.data.train_start, config.data.train_stop
     span = stop - start
     return override(
@@ -106,7 +121,7 @@ def settings_of_critic(config: Config, begin: float, end: float) -> Config:
         run=dataclasses.asdict(config.run) | {"name": ""},
         data={"train_start": start + begin * span, "train_stop": start + end * span},
         model={"block_size": max(base.model.block_size, config.model.block_size)},
-        eval={"prompt": config.eval.prompt},
+        eval={"prompt": config.eval.prompt, "sample_tokens": config.eval.sample_tokens},
         log={"wandb": "disabled"},
     )
 
@@ -116,6 +131,8 @@ def critic_hash(config: Config, dataset: Dataset) -> str:
     groups = config.to_dict()
     decisive: dict[str, Any] = {name: groups[name] for name in ("model", "optim", "train")}
     decisive["data"] = {k: v for k, v in groups["data"].items() if k not in ("corpus", "val_corpus")}
+    if config.data.val_corpus:  # which leaves all of the corpus to train on, the part too that others validate on
+        decisive["data"]["val_fraction"] = 0.0
     decisive["seed"] = groups["run"]["seed"]
     decisive["corpus"] = dataset.corpus_sha256
     decisive["tokenizer"] = dataset.tokenizer.fingerprint
@@ -163,8 +180,10 @@ def critic_cache(
         )
 
     writer, turn = CacheWriter(folder, layout, identity), partial(from_first, world)
+    turn(writer.begin)  # says what is wrong before anybody waits, and makes the folder
     try:
-        write_cache(writer, critic, dataset.train, hardware.device, turn=turn, quiet=not world.first)
+        with in_turn(folder, world, "this cache"):
+            write_cache(writer, critic, dataset.train, hardware.device, turn=turn, quiet=not world.first)
     except KeyboardInterrupt:
         if world.first:
             print("give the same command again: it continues the cache", file=sys.stderr)

@@ -106,4 +106,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, outlive=True)

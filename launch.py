@@ -22,6 +22,7 @@ from training.micro_batches import micro_batches
 from training.record import require_wandb
 from training.run_folder import has_checkpoint, new_run_folder, read_config
 from training.shared_folder import require_seen, require_shared
+from training.turns import alone
 
 # What --resume may change: none of it touches what the remaining steps compute, but for train.steps.
 CHANGEABLE = (
@@ -62,19 +63,28 @@ def start(config: Config, name: str, world: World, hardware: Hardware, folder: P
     if folder is None:
         folder = Path(from_first(world, lambda: new_run_folder(config.run.out_dir, config.run.name or name)))
     record, names = new_record(config, name, dataset, hardware, critics, cache), torchruns(world)
-    if world.first:
-        sign(folder, names)
-        dataset.tokenizer.save(folder / "tokenizer.json")
-        write_json(folder / "config.json", record)
-    return train_in(folder, config, record, dataset, objective, hardware, world, cache=cache), folder
+    with alone(folder, world):
+        if world.first:
+            sign(folder, names)
+            dataset.tokenizer.save(folder / "tokenizer.json")
+            write_json(folder / "config.json", record)
+        return train_in(folder, config, record, dataset, objective, hardware, world, cache=cache), folder
 
 
 def resume(folder: Path, config: Config, world: World, hardware: Hardware) -> tuple[int, Path]:
     """Continue the run in `folder` from its newest whole checkpoint, with the changes that `config` makes.
 
-    Raises ConfigError for a change that would alter the run, or another corpus than the run's.
+    Raises ConfigError for a change that would alter the run, another corpus than the run's, or a run that is at work.
     """
     saved, record = read_config(folder)
+    with alone(folder, world):
+        return resume_alone(folder, config, saved, record, world, hardware)
+
+
+def resume_alone(
+    folder: Path, config: Config, saved: Config, record: dict[str, Any], world: World, hardware: Hardware
+) -> tuple[int, Path]:
+    """`resume` of the run of `record`, whose settings were `saved`, while nobody else trains in `folder`."""
     fix = f"a part of a hybrid run; continue that one: python hybrid.py --resume {folder.parent}"
     require("hybrid" not in record, "--resume", str(folder), fix)
     changed = differences(saved, config)

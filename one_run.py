@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from avatarl.build import build_objective
-from avatarl.ngram_ladder import ngram_ladder
+from avatarl.ngram_ladder import NOT_SCORED, ngram_ladder
 from bootstrap.build import build_bootstrap
 from config import Config, require
 from data.critic_cache import CriticCache
@@ -62,6 +62,17 @@ def load_critic(folder: Path, dataset: Dataset) -> GPT:
         f"({tokenizer.kind}, {tokenizer.vocab_size} tokens); train the critic on the same corpus and tokenizer",
     )
     return run.model
+
+
+def require_unseen(
+    theirs: Config, record: dict[str, Any], ours: Config, dataset: Dataset, flag: str, folder: Path
+) -> None:
+    """Raise ConfigError where the run of `record`, in `folder`, has learnt what a run with `ours` validates on."""
+    same = record.get("corpus", {}).get("sha256") == dataset.corpus_sha256
+    kept = 0.0 if theirs.data.val_corpus else theirs.data.val_fraction
+    seen = same and not ours.data.val_corpus and kept < ours.data.val_fraction
+    fix = f"it was trained on validation text: it kept {kept:g} of the text aside, this run {ours.data.val_fraction:g}"
+    require(not seen, flag, str(folder), fix)
 
 
 def weight_digests(runs: list[Path]) -> list[str]:
@@ -146,6 +157,8 @@ def ladder_of(folder: Path, config: Config, dataset: Dataset) -> str:
     """Write ladder.json, what n-grams reach on the same validation text; returns it in one line."""
     if not config.eval.ladder:
         return "off"
+    if len(dataset.val) <= NOT_SCORED:
+        return f"off: {len(dataset.val)} validation tokens are too few"
     vocab_size, longest = dataset.tokenizer.vocab_size, config.eval.ladder
     rungs = ngram_ladder(dataset.train, dataset.val, vocab_size, longest=longest)
     write_json(folder / "ladder.json", rungs)

@@ -145,7 +145,7 @@ def judging_of(
         return Judging(CachedCritic(cache, device))
     if c.kind == "self" and c.past == "twin":
         twin = student.clone()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(config.run.seed + 1)
             twin.reset_parameters()
         return Judging(twin=twin, flops=None)

@@ -152,6 +152,7 @@ def model_opinion(model: GPT, tokens: Tensor, autocast: Autocast = nullcontext) 
     with torch.inference_mode(), autocast():
         hidden = model.hidden(tokens).flatten(0, 1)  # (N, D)
         unembedding = model.unembedding.to(product_dtype(hidden))
+    torch.clear_autocast_cache()  # older PyTorch would reuse weights that were cast here, without their gradient
     model.train(was_training)
     return HiddenOpinion(hidden, unembedding)
 

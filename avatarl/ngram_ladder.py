@@ -15,9 +15,12 @@ import numpy as np
 
 from avatarl.ngram_counts import Level, Stream, checked_stream, count_levels, interpolate
 
+NOT_SCORED = 10
+"""Tokens at the beginning of a text that are context alone, as the longest contexts begin there."""
+
 
 def ngram_ladder(
-    train: Stream, val: Stream, vocab_size: int, longest: int = 6, discount: float = 0.75, skip: int = 10
+    train: Stream, val: Stream, vocab_size: int, longest: int = 6, discount: float = 0.75, skip: int = NOT_SCORED
 ) -> list[dict[str, float]]:
     """How n-grams of `train` predict `val`: {"context", "ce" (nats), "accuracy"} for contexts of 1 … longest.
 
@@ -45,7 +48,7 @@ def ngram_ladder(
 
 
 def leave_one_out_ladder(
-    train: Stream, vocab_size: int, longest: int = 6, discount: float = 0.75, skip: int = 10
+    train: Stream, vocab_size: int, longest: int = 6, discount: float = 0.75, skip: int = NOT_SCORED
 ) -> list[dict[str, float]]:
     """The ladder on `train` itself, each token judged by counts without it: {"context", "ce"} each."""
     train = checked_stream(train, vocab_size, discount, least=max(longest, skip) + 1)

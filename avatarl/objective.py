@@ -200,6 +200,7 @@ class AvataRL(nn.Module):
         """The batch's tokens (B, T) with a share of them replaced by what the player would have picked."""
         opinion = self.ask(batch.tokens, batch.positions, rival)
         logits = player(batch.tokens).flatten(0, 1).float()  # (N, V)
+        torch.clear_autocast_cache()  # older PyTorch would reuse weights that were cast here, without their gradient
         actions, _, _ = judge(logits, opinion, batch.targets.flatten(), settings)
         log_pi_a = logits.log_softmax(-1).gather(-1, actions.ids)  # (N, K)
         length = batch.tokens.shape[1]

@@ -71,8 +71,11 @@ def load_corpus(name: str | None) -> Corpus:
 def tokens_folder(name: str | None) -> Path | None:
     """The folder of that name or path, where what is found first under it are tokens and not text."""
     for path in places(name) if name else ():
-        if (path / MANIFEST).is_file():
-            return path
+        try:
+            if (path / MANIFEST).is_file():
+                return path
+        except OSError as error:  # such as a name that is too long for the file system
+            raise ConfigError(f"data.corpus = {name!r}: cannot be looked for ({error.strerror})") from None
         if path.is_file() or (path.is_dir() and any(p.suffix == ".txt" for p in path.iterdir())):
             return None
     return None

@@ -17,6 +17,8 @@ READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parqu
 CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps the files of a data set that would need a script."""
 ROWS = 256  # read at a time
+TEXTS = {"string", "large_string", "string_view", "null"}
+"""Arrow's types of columns that hold text, or nothing."""
 
 Unit = Literal["file", "paragraph", "line"]
 
@@ -74,7 +76,10 @@ class Source:
                         f"column = {self.column!r}: {self.name} has {', '.join(batch.column_names)}; name the one "
                         "that holds the text"
                     )
-                yield from batch.column(self.column).to_pylist()
+                texts = batch.column(self.column)
+                if str(texts.type) not in TEXTS:
+                    raise ConfigError(f"column = {self.column!r}: {self.name} has {texts.type} there, not text")
+                yield from texts.to_pylist()
         except ConfigError:
             raise
         except UnicodeDecodeError as error:

@@ -143,11 +143,12 @@ def prepare_documents(settings: Settings) -> int:
         if manifest.shards:
             print(f"continuing    {folder}: {summary(manifest)} are there")
         predicted = predict(settings, source, manifest, tokenizer)
-        check_disk(folder, manifest, predicted)
-        print("\n".join(plan(settings, source, manifest, predicted)), flush=True)
+        if predicted is not None:
+            check_disk(folder, manifest, predicted)
+            print("\n".join(plan(settings, source, manifest, predicted)), flush=True)
         before, start = manifest.text_bytes, time.perf_counter()
         try:
-            tokenise(settings, source, manifest, predicted.text_bytes)
+            tokenise(settings, source, manifest, None if predicted is None else predicted.text_bytes)
         except (KeyboardInterrupt, SystemExit):
             print(f"\nstopped with {summary(manifest)} in {folder}; {shards.AGAIN}", flush=True)
             raise
@@ -279,14 +280,19 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def predict(settings: Settings, source: Source, manifest: Manifest, tokenizer: Gpt2Tokenizer) -> Prediction:
-    """Tokenise the first documents that are left and scale to all of them, where it is known how many there are."""
+def predict(settings: Settings, source: Source, manifest: Manifest, tokenizer: Gpt2Tokenizer) -> Prediction | None:
+    """Tokenise the first documents that are left and scale to all of them, where it is known how many there are.
+
+    None where no text is left.
+    """
     sample, size = list[str](), 0
     for document in source.read(manifest.place):
         sample.append(document.text[:SAMPLE_CHARACTERS])
         size += len(sample[-1])
         if size >= SAMPLE_CHARACTERS:
             break
+    if not size:
+        return None
     library = tokenizer.library(size)
     start = time.perf_counter()
     tokens = len(tokenizer.encode_documents(sample))

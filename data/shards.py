@@ -9,7 +9,6 @@ joined it goes to the end of tokens.bin, that is flushed, and only then the mani
 beyond the manifest's length is cut off, so that nothing is lost or repeated. Source: DESIGN section 5.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,13 +21,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from config import ConfigError
+from config import ConfigError, require
 from data.corpora import MANIFEST
 from data.documents import START, Place
-from files import write_atomic, write_json
+from files import held, write_atomic, write_json
 
 FORMAT = 1  # to be raised when the same documents would give other files
-TOKENS, LOCK = "tokens.bin", ".lock"
+TOKENS = "tokens.bin"
 DTYPE = np.dtype("<u2")
 AGAIN = "give the same command again: it continues where it stopped"
 
@@ -119,15 +118,8 @@ class Manifest:
 def locked(folder: Path) -> Iterator[None]:
     """Nobody else prepares the corpus in `folder` within the block. Raises ConfigError when someone does."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as lock:  # it goes when the process ends, however that does
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"out = {str(folder)!r}: another process is preparing this corpus; let it finish"
-            ) from None
-        except OSError:  # a file system without locks, such as some networks'
-            pass
+    with held(folder) as free:
+        require(free, "out", str(folder), "another process is preparing this corpus; let it finish")
         yield
 
 

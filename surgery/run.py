@@ -29,9 +29,9 @@ from critic_runs import critic_cache, critic_runs
 from data.prepare import Dataset, prepare
 from data.tokenizers import load_tokenizer
 from files import write_json
-from launch import check_settings, load_data
+from launch import check_settings, load_data, require_same_critics
 from model import GPT
-from one_run import ladder_of, load_critic, new_record
+from one_run import ladder_of, load_critic, new_record, require_unseen
 from surgery.commits import HeldOut
 from surgery.env import SurgeryTask, batched_env_class
 from surgery.judge import TextJudge
@@ -42,6 +42,7 @@ from surgery.student import Shared
 from training.distributed import World
 from training.hardware import Hardware, prepare_model
 from training.run_folder import new_run_folder, read_config
+from training.turns import alone
 
 
 def start(config: Config, hybrid: HybridConfig, preset: str, hardware: Hardware) -> tuple[int, Path]:
@@ -61,7 +62,8 @@ def start(config: Config, hybrid: HybridConfig, preset: str, hardware: Hardware)
     shared.dataset.tokenizer.save(folder / GRPO / "tokenizer.json")
     write_json(folder / GRPO / "config.json", part | {"arm": GRPO})
     write_json(folder / "config.json", part | {"id": secrets.token_hex(4)})
-    return conduct(shared), folder
+    with alone(folder, World()):
+        return conduct(shared), folder
 
 
 def resume(
@@ -71,9 +73,9 @@ def resume(
     shared, code = prepared(folder, config, hybrid, hardware, record)
     if code:
         return code, folder
-    found = [c.name for c in shared.critics]
-    require(found == record["critics"], "critic", found, f"the run was trained with {record['critics']}; restore it")
-    return conduct(shared), folder
+    require_same_critics(shared.critics, record, World())
+    with alone(folder, World()):
+        return conduct(shared), folder
 
 
 def read_hybrid(folder: Path) -> tuple[Config, HybridConfig, dict[str, Any]]:
@@ -127,7 +129,8 @@ def judge_of(settings: SurgeryConfig, config: Config, dataset: Dataset, hardware
         critic = MixedCritic(dataset.train, vocab_size, context=c.mixed_context, strings=dataset.strings, device=device)
     else:
         folder = Path(settings.judge_run)
-        check_judge(folder, config, dataset)
+        config_of_judge, record = read_config(folder)
+        require_unseen(config_of_judge, record, config, dataset, "surgery.judge-run", folder)
         model = prepare_model(load_critic(folder, dataset), hardware)
         length = settings.prompt_tokens + settings.new_tokens
         critic = ModelCritic(model, vocab_size, length, hardware.autocast)
@@ -140,15 +143,6 @@ def judge_of(settings: SurgeryConfig, config: Config, dataset: Dataset, hardware
         repetition_weight=settings.repetition_weight,
         lengths=lengths,
     )
-
-
-def check_judge(folder: Path, config: Config, dataset: Dataset) -> None:
-    """Raise ConfigError where the run in `folder` has learnt what this run validates on."""
-    theirs, record = read_config(folder)
-    ours, same = config.data, record.get("corpus", {}).get("sha256") == dataset.corpus_sha256
-    seen = same and not ours.val_corpus and theirs.data.val_fraction < ours.val_fraction
-    fix = f"it was trained on validation text: its data.val-fraction is below this run's {ours.val_fraction:g}"
-    require(not seen, "surgery.judge-run", str(folder), fix)
 
 
 def conduct(shared: Shared) -> int:

@@ -1,6 +1,8 @@
 """Bad input: one clear line, the right exit code, and nothing left behind (issue 2's list and its neighbours)."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,18 @@ import evaluate
 import export
 import sample
 from data import corpora
-from tests.tiny_train import PRESET, Outcome, elsewhere, files_below, flags, here, trained, write_corpus
+from tests.tiny_train import (
+    PRESET,
+    ROOT,
+    Outcome,
+    elsewhere,
+    environment,
+    files_below,
+    flags,
+    here,
+    trained,
+    write_corpus,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +60,26 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "group without expected": ({"method_advantage": "group"}, ("method.policy-weighting expected",)),
     "run name with a slash": ({"run_name": "a/b"}, ("run.name = 'a/b'", "plain folder name")),
     "no such device": ({"run_device": "gpu"}, ("run.device = 'gpu'", "use auto, cpu, cuda or cuda:N")),
+    "a device that nobody tried": ({"run_device": "mps"}, ("run.device = 'mps'", "use auto, cpu, cuda or cuda:N")),
+    "a device without a number": ({"run_device": "cuda:x"}, ("run.device = 'cuda:x'",)),
+    "seed below 0": ({"run_seed": -1}, ("run.seed = -1",)),
+    "seed of 33 bits": ({"run_seed": 2**32}, ("run.seed = 4294967296",)),
+    "ε that float32 takes for 1": ({"method_epsilon": 0.99999999}, ("method.epsilon = 0.99999999", "float32")),
+    "ε that float32 takes for 0": ({"method_epsilon": 1e-60}, ("method.epsilon = 1e-60", "float32")),
+    "two dropout masks in one ratio": (
+        {"method_policy_weighting": "expected", "method_advantage": "group", "method_inner_epochs": 2}
+        | {"model_dropout": 0.1},
+        ("model.dropout = 0.1", "method.inner-epochs"),
+    ),
+    "a critic of one's own, cross-fitted": (
+        {"critic_kind": "model", "critic_run": "nowhere", "critic_cross_fit": True},
+        ("critic.cross-fit = True", "leave critic.run out"),
+    ),
+    "a critic that needs a critic": (
+        {"critic_kind": "model", "critic_preset": "avatarl-classic"},
+        ("critic.preset = 'avatarl-classic'", "use a pretrain-… preset"),
+    ),
+    "a corpus with a name too long": ({"data_corpus": "x" * 300}, ("data.corpus = 'xxx", "File name too long")),
     "block larger than the text": ({"model_block_size": 4000}, ("model.block-size = 4000", "2908 tokens")),
     "block larger than validation": ({"model_block_size": 400}, ("model.block-size = 400", "validation")),
     "named corpus, no network": (
@@ -210,6 +243,17 @@ def test_a_critic_that_does_not_fit(place, trained_with, phrase):
     assert files_below(place) == before
 
 
+def test_a_critic_that_has_read_the_validation_text(place):
+    """Catches a judge whose opinion of the validation text is memory, and a low loss that is a leak."""
+    write_corpus(place / "other.txt")
+    settings = {"data_corpus": "corpus.txt", "data_val_corpus": "other.txt", "eval_ladder": 0}
+    assert here("pretrain-char", *flags(run_name="critic", **settings)).code == 0
+    before = files_below(place)
+    outcome = here(PRESET, *flags(data_corpus="corpus.txt", critic_kind="model", critic_run="runs/critic"))
+    assert_refused(outcome, 2, "critic.run = 'runs/critic'", "trained on validation text", "this run 0.1")
+    assert files_below(place) == before
+
+
 def test_a_critic_with_a_broken_checkpoint(place):
     """Catches a run folder that is made before the critic was found to be unusable."""
     broken("weights")(trained("critic", "pretrain-char", eval_ladder=0))
@@ -225,3 +269,15 @@ def test_in_a_process_of_its_own(place):
     outcome = elsewhere(PRESET, *flags(data_corpus="corpus.txt", method_top_k=99), cwd=place)
     assert_refused(outcome, 2, "method.top-k = 99")
     assert outcome.out == ""
+
+
+def test_a_reader_that_has_gone_stops_no_training(place):
+    """Catches `train.py | head`, which would end a run before its first checkpoint, and with exit code 0."""
+    settings = flags(run_name="run", data_corpus="corpus.txt", eval_ladder=0)
+    command = [sys.executable, str(ROOT / "train.py"), PRESET, *settings]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, cwd=place, env=environment(), **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert (place / "runs/run/result.json").is_file() and (place / "runs/run/checkpoints/latest").is_file()

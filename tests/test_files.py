@@ -1,14 +1,18 @@
 """Files that are whole or not there, on file systems that cannot do everything."""
 
 import errno
+import fcntl
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from files import sync_folder, write_atomic
-from tests.tiny_train import files_below
+from files import held, sync_folder, write_atomic
+from tests.tiny_train import ROOT, files_below
 
 
 @pytest.fixture
@@ -56,3 +60,29 @@ def test_a_write_that_fails_leaves_the_old_file(tree, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tree / "inner" / "file", "other")
     assert (tree / "inner" / "file").read_text() == "text" and files_below(tree) == before
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    """Catches a lock that two get, one that outlives its block or its process, and one that leaves a file behind."""
+    with held(tmp_path) as first, held(tmp_path) as second:
+        assert (first, second) == (True, False)
+    code = "import sys; from pathlib import Path; from files import held\n"
+    code += "with held(Path(sys.argv[1])): print(1, flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "1\n"
+    with held(tmp_path) as ours:
+        assert not ours
+    other.kill()
+    other.communicate()
+    with held(tmp_path) as ours:
+        assert ours
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_everybody_may(tmp_path, monkeypatch):
+    """Catches a run that cannot start on a network's file system, which has no locks."""
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with held(tmp_path) as ours:
+        assert ours

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import requests
 
 from config import PRESETS
 from data import corpora
+from files import held
 from tests.tiny_train import (
     PRESET,
     Outcome,
@@ -48,6 +51,48 @@ def judged(name: str, **settings: Any) -> Outcome:
 def critics() -> list[str]:
     """Names of the critics' folders."""
     return sorted(p.name for p in Path("runs/critics").iterdir())
+
+
+def test_a_critic_trained_on_all_of_the_text_is_another(place):
+    """Catches a run whose critic was trained, for a run that validates elsewhere, on this one's validation text."""
+    write_corpus(place / "other.txt")
+    assert judged("a", data_val_corpus="other.txt").code == 0
+    assert judged("b").code == 0
+    assert len(critics()) == 2
+    named = [json.loads((place / "runs" / name / "config.json").read_text())["critics"] for name in ("a", "b")]
+    assert named[0] != named[1]
+
+
+def test_a_critic_that_another_process_trains_is_waited_for(place):
+    """Catches two runs that write the same critic's checkpoints, and one that then trains it again."""
+    assert judged("a").code == 0
+    (name,) = critics()
+    result = place / "runs" / "critics" / name / "result.json"
+    done = result.read_text()
+    result.unlink()  # as if it were still being trained, by whoever holds the folder
+
+    def completed() -> None:
+        result.write_text(done)
+        at_work.close()
+
+    with ExitStack() as at_work:
+        assert at_work.enter_context(held(result.parent))
+        threading.Timer(1.0, completed).start()
+        outcome = judged("b")
+    assert outcome.code == 0 and critics() == [name]
+    assert outcome.err.startswith("waiting for another process, which is at this critic: ")
+    assert "the critic is trained first" not in outcome.out
+
+
+def test_a_run_that_is_at_work_is_not_resumed(place):
+    """Catches two processes that train one run, of which each undoes the other's checkpoints."""
+    assert judged("a").code == 0
+    before = files_below(place)
+    with held(Path("runs/a")):
+        outcome = here("--resume", "runs/a", "--train.steps", "9")
+    assert outcome.code == 2 and "runs/a: another process is training this run" in outcome.errors[0]
+    assert files_below(place) == before
+    assert here("--resume", "runs/a", "--train.steps", "9").code == 0
 
 
 def test_a_missing_critic_is_trained_and_then_found_again(place):

@@ -56,7 +56,7 @@ class Calibration:
         mass, ids = logits.softmax(-1).topk(min(self.k, logits.shape[-1]), dim=-1)  # (n, k)
         mass, hit = mass.sum(-1).double().clamp(max=1.0), (ids == targets[:, None]).any(-1)
         bins = self.top.shape[1]
-        slot = (mass * bins).long().clamp(max=bins - 1)
+        slot = (mass.nan_to_num() * bins).long().clamp(max=bins - 1)
         rows = torch.stack((mass, hit.double(), torch.ones_like(mass)))
         self.top += torch.zeros(3, bins, dtype=torch.float64, device=rows.device).index_add_(1, slot, rows).cpu()
         gold = logits.gather(-1, targets[:, None])[:, 0]  # (n,)

@@ -10,6 +10,7 @@ No generator's state is saved: every draw is keyed by (seed, step), so the step 
 """
 
 import json
+import math
 import shutil
 import sys
 import zlib
@@ -82,9 +83,10 @@ def save(
         _write(folder, target, objective, optimizers, state, world, keep, beside)
     except Exception as error:
         shutil.rmtree(folder / f".{target.name}", ignore_errors=True)
+        on = f"continue with --resume {folder.parent}" if stored(folder) else "start again: it was the first"
         raise RuntimeError(
             f"{target}: the checkpoint cannot be written ({first_line(error)}); make room or choose another disk, "
-            f"then continue with --resume {folder.parent}"
+            f"then {on}"
         ) from None
     return target
 
@@ -109,7 +111,7 @@ def _write(
         temporary.mkdir()
     barrier()
     save_state(temporary / "state", objective, optimizers, world)
-    measured = state.val_ce is not None and state.val_step == state.step
+    measured = state.val_ce is not None and math.isfinite(state.val_ce) and state.val_step == state.step
     improved = measured and (state.best_ce is None or state.val_ce < state.best_ce)  # type: ignore[operator]
     if improved:
         state.best_ce = state.val_ce

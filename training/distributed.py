@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from config import ConfigError
 from training.rendezvous import meet, torchruns_store
 
 if TYPE_CHECKING:
@@ -67,7 +68,11 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
 def _joined(world: World, backends: str) -> Iterator[None]:
     store = torchruns_store()
     if store is None:
-        dist.init_process_group(backends)
+        try:
+            dist.init_process_group(backends)
+        except ValueError as error:  # RANK and WORLD_SIZE without the rest, left by a batch system perhaps
+            fix = "RANK and WORLD_SIZE are set; start with torchrun, or unset them"
+            raise ConfigError(f"{fix} ({error})") from None
     else:
         ours = meet(store, world.rank, world.size)
         dist.init_process_group(backends, store=ours, rank=world.rank, world_size=world.size)

@@ -37,7 +37,7 @@ class Tally:
         top, guess = log_p.max(-1)
         confidence = top.exp().double()
         count = self.bins.shape[1]
-        slot = (confidence * count).long().clamp(max=count - 1)
+        slot = (confidence.nan_to_num() * count).long().clamp(max=count - 1)  # the sums below still say NaN
         rows = torch.stack((confidence, (guess == targets).double(), torch.ones_like(confidence)))
         self.bins += torch.zeros(3, count, dtype=torch.float64, device=rows.device).index_add_(1, slot, rows).cpu()
 

@@ -84,13 +84,21 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def openmp_threads() -> int:
+    """What OMP_NUM_THREADS says of the outermost level, as in "4" or "4,2"; 0 where it says nothing usable."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def choose(run: RunConfig, local_rank: int = 0, local_world: int = 1) -> Hardware:
     """Settle device, precision, threads, attention and compilation for a run, and say why."""
     device = choose_device(run.device, local_rank)
+    fix = "each process of a machine needs a GPU of its own; use cuda"
+    require(local_world == 1 or ":" not in run.device, "run.device", run.device, fix)
     notes = []
     if device.type == "cpu":
         # Where OpenMP binds its threads, this one may run on one core only: the count that was asked for comes first.
-        wanted = int(os.environ.get("OMP_NUM_THREADS", 0)) if local_world == 1 else 0
+        wanted = openmp_threads() if local_world == 1 else 0
         threads = run.threads or wanted or max(1, usable_cores() // local_world)
         torch.set_num_threads(threads)
         notes.append(f"{threads} CPU thread{'s' * (threads > 1)}")

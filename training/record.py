@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,8 +65,7 @@ class Recorder:
         self._bar.close()
         if self._file:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        self._tell(lambda wandb: wandb.finish(exit_code=0 if kind is None else 1))
 
     def write(self, line: Mapping[str, float]) -> None:
         """Append one line of metrics. A value that is not finite is written as a string: JSON has no NaN."""
@@ -75,8 +74,17 @@ class Recorder:
         clean = {k: v if math.isfinite(v) else str(v) for k, v in line.items()}
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(line), step=int(line["step"]))
+        self._tell(lambda wandb: wandb.log(dict(line), step=int(line["step"])))
+
+    def _tell(self, what: Callable[[Any], object]) -> None:
+        """Tell wandb, unless it is off or has failed once."""
+        if self._wandb is None:
+            return
+        try:
+            what(self._wandb)
+        except Exception as error:  # wandb raises many kinds; none may stop the training
+            self._wandb = None
+            self.warn(f"wandb failed ({error}); metrics.jsonl goes on")
 
     def advance(self, **shown: str) -> None:
         """Move the bar by one step and update what stands behind it."""

@@ -23,7 +23,7 @@ from tests.tiny_train import ROOT, SAYING, environment, files_below, here
 
 datasets = pytest.importorskip("datasets")
 TEXTS = [f"Document {i}.\n\n" + " ".join(SAYING.split()[: 3 + i % 7]) for i in range(23)]
-DONE = {"manifest.json", "tokens.bin", ".lock"}
+DONE = {"manifest.json", "tokens.bin"}
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +254,7 @@ def test_what_will_be_made_is_said_first(home: Path) -> None:
     settings = Settings("b", "text", processes=4)
     source = openwebtext.open_source("text", "text", "file")
     predicted = openwebtext.predict(settings, source, Manifest({}), openwebtext.tokenizer_here())
-    assert predicted.text_bytes == 7000 and predicted.tokens == pytest.approx(tokens)
+    assert predicted is not None and predicted.text_bytes == 7000 and predicted.tokens == pytest.approx(tokens)
     slow = predicted._replace(bytes_per_second=7000 / 240)  # 240 s for one process
     assert any("about 1.0 min: 4 x" in line for line in openwebtext.plan(settings, source, Manifest({}), slow))
 
@@ -405,3 +405,26 @@ def test_sigterm_stops_it_like_ctrl_c(monkeypatch: pytest.MonkeyPatch, quiet_sig
     outcome = make()
     assert outcome.code == 143 and "continues where it stopped" in outcome.out
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_kill_before_the_last_word_costs_nothing(home: Path, gpt2: Gpt2Tokenizer) -> None:
+    """Catches a corpus whose shards are all there, and that can neither be finished nor used."""
+    assert make().code == 0
+    manifest = home / "data" / "mine" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    outcome = make()
+    assert outcome.code == 0, outcome.err
+    assert np.array_equal(made(home), expected(gpt2)) and '"complete": true' in manifest.read_text()
+
+
+def test_a_source_without_text_is_said(home: Path) -> None:
+    """Catches a division by nothing, and a corpus of no tokens."""
+    (home / "empty.txt").write_text("")
+    outcome = here("b", "--source", "empty.txt", "--processes", "1", main=openwebtext.main)
+    assert outcome.code == 2 and "it holds no text" in outcome.errors[0]
+
+
+def test_a_column_of_numbers_is_said(home: Path) -> None:
+    """Catches a traceback from the tokenizer where --column names what is no text."""
+    outcome = make("--column", "n")
+    assert outcome.code == 2 and "column = 'n'" in outcome.errors[0] and "int64 there, not text" in outcome.errors[0]

@@ -94,6 +94,13 @@ def test_pointers_name_the_newest_and_the_best(trainee):
     assert find(trainee.folder, "step-000003").name == "step-000003"
 
 
+def test_a_loss_that_is_no_number_is_never_the_best(trainee):
+    """Catches a first evaluation of NaN, below which no later loss counts as lower."""
+    saved_at(trainee, 1, val_ce=float("nan"))
+    saved_at(trainee, 2, val_ce=2.0)
+    assert find(trainee.folder, "best").name == "step-000002"
+
+
 def test_best_of_a_run_that_was_never_measured(trainee):
     """Catches a crash of sample.py on a run that was stopped before its first evaluation."""
     saved_at(trainee, 1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from config import ConfigError
 from tests.tiny_train import ROOT, environment
 from training.distributed import (
     World,
@@ -23,6 +24,16 @@ from training.distributed import (
     process_group,
     world_from_environment,
 )
+
+
+def test_half_of_what_torchrun_says_is_refused(monkeypatch):
+    """Catches ranks that a batch system left in the environment, and a traceback about MASTER_ADDR."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    told = pytest.raises(ConfigError, match="start with torchrun, or unset them")
+    with told, process_group(world_from_environment(), torch.device("cpu")):
+        pass
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from config import RunConfig
 from data.batches import validation_windows
+from training.calibration import Calibration
 from training.evaluation import Tally, evaluate
 from training.hardware import Hardware, choose
 
@@ -139,3 +140,15 @@ def test_no_gradients_are_kept(hardware):
 
     tally = evaluate(Table(table), windows(), hardware, bins=15)  # type: ignore[arg-type]
     assert not tally.nll.requires_grad and torch.is_grad_enabled()
+
+
+def test_logits_that_are_not_numbers_are_told_not_fatal():
+    """Catches an evaluation that dies of an index before the run can say that its losses are not finite."""
+    tally, calibration = Tally.zero(15), Calibration.zero(2, 15)
+    logits = torch.randn(4, V)
+    logits[1] = math.nan
+    tally.add(logits, torch.tensor([0, 1, 2, 3]))
+    calibration.add(logits, torch.tensor([0, 1, 2, 3]))
+    found = tally.metrics(4)
+    assert math.isnan(found["val/ce"]) and math.isnan(found["val/ece"]) and 0 <= found["val/accuracy"] <= 1
+    assert math.isnan(calibration.top_k_error())

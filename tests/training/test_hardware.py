@@ -43,6 +43,24 @@ def test_each_local_process_takes_its_own_gpu(monkeypatch):
     assert [choose_device("auto", rank) for rank in (0, 5)] == taken == [torch.device("cuda:0"), torch.device("cuda:5")]
 
 
+def test_one_gpu_is_not_named_for_several_processes(monkeypatch):
+    """Catches eight processes that are sent to GPU 0 by name, which fails late and in NCCL's words."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(ConfigError, match="a GPU of its own; use cuda"):
+        choose(RunConfig(device="cuda:0"), local_rank=1, local_world=8)
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("2,1", 2), ("", 6), ("many", 6), ("-1", 6), ("0", 6)])
+def test_what_openmp_is_told_counts_where_it_can_be_read(monkeypatch, said, threads):
+    """Catches a traceback over a list for nested levels, an empty value, or what OpenMP itself would ignore."""
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    choose(RunConfig(device="cpu"))
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.parametrize(("wanted", "processes", "expected"), [(0, 1, 6), (0, 4, 1), (0, 99, 1), (3, 2, 3)])
 def test_threads_are_divided_among_processes(monkeypatch, wanted, processes, expected):
     """Catches every process of a machine taking all of its cores, or none."""

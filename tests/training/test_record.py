@@ -130,6 +130,18 @@ def test_wandb_out_of_reach_costs_nothing(place, monkeypatch):
     assert lines(Path("runs/run"))[-1]["step"] == 8
 
 
+@pytest.mark.parametrize("failing", ["log", "finish"])
+def test_wandb_that_fails_later_costs_nothing_either(place, monkeypatch, failing):
+    """Catches a library that raises in the middle of a run, or at its end, before result.json is written."""
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(FakeWandb, failing, mock.Mock(side_effect=OSError("no space left")))
+    outcome = here(PRESET, *flags(run_name="run", data_corpus="corpus.txt", log_wandb="offline"))
+    assert outcome.code == 0
+    assert outcome.err.count("warning: wandb failed (no space left)") == 1
+    assert lines(Path("runs/run"))[-1]["step"] == 8 and Path("runs/run/result.json").is_file()
+
+
 def told(line: list[str]) -> tuple[int, int]:
     """A run in this process of several: its exit code, and how many lines a fake wandb heard from it."""
     fake = FakeWandb()
