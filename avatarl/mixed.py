@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from avatarl.critics import DenseOpinion
+from avatarl.memory import memory_left
 from avatarl.mixed_contexts import NOTHING, Contexts
 from avatarl.mixed_counts import TOKEN_BITS, ContextCounts
 from avatarl.ngram_counts import Stream, checked_stream
@@ -50,6 +51,20 @@ FIT_DECAY = 0.1
 KEYS_AT_ONCE = 2**16  # of the corpus
 CHUNK_ENTRIES = 2**23  # counts that are made at a time
 MEMORY_BYTES = 2**29
+BYTES_A_TOKEN = 600  # of the corpus, at the most while it is counted: 594 at 3 million characters
+LARGE = 2**22  # tokens from which on it is asked whether there is room
+
+
+def require_memory(tokens: int) -> None:
+    """Raise ConfigError where counting so many tokens would take more memory than is left."""
+    left, needed = memory_left() if tokens >= LARGE else None, BYTES_A_TOKEN * tokens
+    require(
+        left is None or needed <= left,
+        "critic.kind",
+        "mixed",
+        f"counting {tokens:,} tokens takes about {needed / 1e9:,.0f} GB and {(left or 0) / 1e9:,.0f} GB are left; use "
+        "--critic.kind suffix or ngram, or less of the text (--data.train-stop)",
+    )
 
 
 class Weigher(nn.Module):
@@ -122,6 +137,7 @@ class MixedCritic:
             f"it scores the whole vocabulary of {vocab_size:,} tokens at every position, and stops at "
             f"{MAX_VOCABULARY:,}; use --critic.kind suffix",
         )
+        require_memory(len(corpus))
         ids = checked_stream(corpus, vocab_size, 0.5, least=context + 2)
         self.vocab_size, self.leave_one_out = vocab_size, leave_one_out
         self.contexts = Contexts(vocab_size, context, strings)
