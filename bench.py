@@ -52,6 +52,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("rounds", "seconds"):
             require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
+        require(self.seed >= 0, "seed", self.seed, "use 0 or a positive number")
         require(self.threads >= 0, "threads", self.threads, "use 0 (all cores) or a positive number")
         offered = tuple(GPU_PARTS) if self.gpu else PARTS
         for name in self.chosen:

@@ -83,6 +83,9 @@ def run_main(main: Callable[[Sequence[str]], int | None], *, outlive: bool = Fal
     Whoever closes our output early (`| head`) has seen enough: 0; or, where a main that is to `outlive` its reader has
     work to finish, it goes on unheard. An error that says `leave_at_once` ends the process before anything is freed.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or pipe that cannot show a character gets a ? for it
+            stream.reconfigure(errors="replace")
     if outlive:
         sys.stdout, sys.stderr = Outliving(sys.stdout), Outliving(sys.stderr)  # type: ignore[assignment]
     try:

@@ -20,7 +20,7 @@ from data.batches import window_count
 from data.critic_cache import META, CacheLayout, CacheWriter, CriticCache, Identity, cache_folder
 from data.prepare import Dataset
 from files import write_json
-from one_run import load_critics, make_objective, new_record, require_unseen, train_in, weight_digests
+from one_run import load_critics, make_objective, new_record, require_fair, train_in, weight_digests
 from training import checkpoint as checkpoints
 from training.distributed import World, from_first
 from training.hardware import Hardware
@@ -41,8 +41,7 @@ def critic_runs(config: Config, dataset: Dataset, world: World, hardware: Hardwa
         return [], 0
     folders = [Path(c.run)] if c.run else []
     for folder in folders:
-        theirs, record = from_first(world, partial(read_config, folder))
-        require_unseen(theirs, record, config, dataset, "critic.run", folder)
+        from_first(world, partial(require_fair, folder, config, dataset, "critic.run"))
     halves = [(0.0, 0.5), (0.5, 1.0)] if c.cross_fit else [(0.0, 1.0)]
     for begin, end in [] if c.run else halves:
         folder, code = pretrained(config, dataset, begin, end, world, hardware)

@@ -47,8 +47,8 @@ class Settings:
     """Equal-width confidence bins of the calibration error."""
     top: int = 5
     """How many of the likeliest tokens the second calibration error takes together."""
-    batch_size: int = 64
-    """Windows per forward pass."""
+    batch_size: int | None = None
+    """Windows per forward pass. Unset: the run's own eval.batch-size."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU when there is one."""
     json: Path | None = None
@@ -57,7 +57,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("bins", "top", "batch_size"):
             value = getattr(self, name)
-            require(value >= 1, name.replace("_", "-"), value, "use a positive number")
+            require(value is None or value >= 1, name.replace("_", "-"), value, "use a positive number")
         require(self.ladder >= 0, "ladder", self.ladder, "must not be negative")
 
 
@@ -117,7 +117,8 @@ def measure(run: LoadedRun, settings: Settings) -> dict[str, Any]:
     block, cut = run.config.model.block_size, halves(len(dataset.val), run.config.model.block_size)
     parts = [dataset.val[: cut + 1], dataset.val[cut:]] if cut else [dataset.val]
     gaps, (bins, top) = Gaps(settings.bins), (settings.bins, settings.top)
-    texts = [validation_windows(part, block, settings.batch_size) for part in parts]
+    rows = settings.batch_size or run.config.eval.batch_size
+    texts = [validation_windows(part, block, rows) for part in parts]
     found = [survey(run.model, text, hardware, bins=bins, k=top, gaps=gaps) for text in texts]
     tally = Tally(torch.stack([t.nll for t, _ in found]).sum(0), torch.stack([t.bins for t, _ in found]).sum(0))
     numbers: dict[str, Any] = {

@@ -12,7 +12,7 @@ import torch
 from avatarl.build import build_objective
 from avatarl.ngram_ladder import NOT_SCORED, ngram_ladder
 from bootstrap.build import build_bootstrap
-from config import Config, require
+from config import Config, DataConfig, require
 from data.critic_cache import CriticCache
 from data.prepare import Dataset
 from files import write_json
@@ -27,7 +27,7 @@ from training.optim import build_optimizers
 from training.parallel import shard
 from training.plan import announce
 from training.record import Recorder, start_wandb
-from training.run_folder import load_run, trim_metrics, trim_samples
+from training.run_folder import load_run, read_config, trim_metrics, trim_samples
 
 
 def make_objective(
@@ -64,15 +64,31 @@ def load_critic(folder: Path, dataset: Dataset) -> GPT:
     return run.model
 
 
-def require_unseen(
-    theirs: Config, record: dict[str, Any], ours: Config, dataset: Dataset, flag: str, folder: Path
-) -> None:
-    """Raise ConfigError where the run of `record`, in `folder`, has learnt what a run with `ours` validates on."""
-    same = record.get("corpus", {}).get("sha256") == dataset.corpus_sha256
-    kept = 0.0 if theirs.data.val_corpus else theirs.data.val_fraction
-    seen = same and not ours.data.val_corpus and kept < ours.data.val_fraction
-    fix = f"it was trained on validation text: it kept {kept:g} of the text aside, this run {ours.data.val_fraction:g}"
-    require(not seen, flag, str(folder), fix)
+Span = tuple[float, float]
+"""From where to where in a corpus, as shares of its length."""
+
+
+def training_span(data: DataConfig) -> Span:
+    """The part of the corpus that such settings train on."""
+    whole = 1.0 if data.val_corpus else 1 - data.val_fraction
+    return whole * data.train_start, whole * data.train_stop
+
+
+def require_unread(folder: Path, dataset: Dataset, span: Span, what: str, flag: str) -> None:
+    """Raise ConfigError where the run in `folder` was trained on some of `span`, `what` of this run's corpus."""
+    theirs, record = read_config(folder)
+    begin, end = training_span(theirs.data)
+    tolerance = 1e-9  # of shares that were multiplied
+    read = begin < span[1] - tolerance and end > span[0] + tolerance
+    where = f"it read {begin:.4g} to {end:.4g} of the corpus, and that is {span[0]:.4g} on"
+    fix = f"it was trained on {what}: {where}; train one that stops before"
+    require(not read or record.get("corpus", {}).get("sha256") != dataset.corpus_sha256, flag, str(folder), fix)
+
+
+def require_fair(folder: Path, config: Config, dataset: Dataset, flag: str) -> None:
+    """Raise ConfigError where the run in `folder` was trained on what a run with `config` validates on."""
+    if not config.data.val_corpus:
+        require_unread(folder, dataset, (1 - config.data.val_fraction, 1.0), "validation text", flag)
 
 
 def weight_digests(runs: list[Path]) -> list[str]:

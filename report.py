@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from cli import parse, run_main
-from config import ConfigError
+from config import ConfigError, require
 from files import write_atomic
 from reporting.page import page
 from reporting.read import read_runs
@@ -44,6 +44,9 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     """
     out = Path(out)
     surgery = [folder for folder in run_folders if is_hybrid(folder)]
+    for folder in surgery:
+        begun = len(parts_of(folder)) > 0
+        require(begun, "run folder", str(folder), "nothing is logged there yet; wait for its first evaluation")
     parts = [part for folder in run_folders for part in (parts_of(folder) if folder in surgery else [folder])]
     text = page(read_runs(parts), section(surgery))
     save_page(out, text, "report")

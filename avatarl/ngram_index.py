@@ -33,8 +33,7 @@ class KeyIndex(NamedTuple):
             draws = np.random.default_rng(seed).integers(2**63, size=2) | 1
             slots = np.stack([_slots(keys, multiplier, bits) for multiplier in draws])  # (2, E)
             owners, seed = _settle(slots, 2**bits), seed + 1
-        free = owners < 0
-        index_keys = np.where(free, EMPTY, keys[owners])
+        index_keys = np.append(keys, EMPTY)[owners]  # −1, of a free slot, is the last one
         first, second = draws.tolist()
         return KeyIndex(torch.from_numpy(index_keys), torch.from_numpy(owners.astype(np.int32)), (first, second))
 

@@ -35,7 +35,7 @@ def measure(log_pi: Tensor, gold: Tensor) -> dict[str, Tensor]:
     confidence, guess = log_pi.float().max(-1)
     confidence, right = confidence.exp(), (guess == gold).float()  # (N,)
     bins = max(1, min(BINS, len(gold) // PER_BIN))
-    slot = (confidence * bins).long().clamp(max=bins - 1)
+    slot = (confidence.nan_to_num() * bins).long().clamp(max=bins - 1)  # the sums below still say NaN
     gaps = confidence.new_zeros(bins).index_add_(0, slot, confidence - right)
     return {
         "health/ece": gaps.abs().sum() / len(gold),
@@ -78,7 +78,7 @@ class HealthMonitor(nn.Module):
         measured, warnings = {**line, **added}, []
         for place, (key, sign) in enumerate(SIGNS.items()):
             if key in measured:
-                self._remember(place, measured[key])
+                self._remember(place, measured[key], math.inf if sign.worse == "above" else -math.inf)
                 recent = self.memory[place, -sign.patience :]
                 if not recent.isnan().any():
                     warnings += self._judge(place, sign, float(recent.median()))
@@ -90,7 +90,7 @@ class HealthMonitor(nn.Module):
     def _spike(self, norm: float) -> float | None:
         """A gradient norm over the median of those before it; None before there are enough to compare it with."""
         before = self.memory[-1][self.memory[-1].isfinite()]
-        self._remember(-1, norm)
+        self._remember(-1, norm, math.inf)
         if not math.isfinite(norm):
             return math.inf
         if len(before) < LEAST_NORMS:
@@ -98,10 +98,10 @@ class HealthMonitor(nn.Module):
         median = float(before.median())
         return norm / median if median > 0 else (math.inf if norm > 0 else 1.0)
 
-    def _remember(self, place: int, value: float) -> None:
-        """Add a measurement; one that is not finite counts as infinite."""
+    def _remember(self, place: int, value: float, worst: float) -> None:
+        """Add a measurement; one that is not finite counts as the worst there is."""
         row = self.memory[place]
-        row.copy_(torch.cat((row[1:], row.new_tensor([value if math.isfinite(value) else math.inf]))))
+        row.copy_(torch.cat((row[1:], row.new_tensor([value if math.isfinite(value) else worst]))))
 
     def _judge(self, place: int, sign: Sign, value: float) -> list[str]:
         """Note the state of a sign; a sentence if it is not what it was."""

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +124,14 @@ def last_evaluation(run: Path) -> dict[str, Any]:
     return last_line(run, "val/ce")
 
 
+def run_script(script: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run a script of the checkout to its end. Raises RuntimeError with its own last words when it fails."""
+    command = [sys.executable, str(ROOT / script), *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{script} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+
+
 def run_arm(arm: Arm, folder: Path, threads: int) -> Outcome:
     """Train `arm` below `folder` unless it stands there complete.
 
@@ -176,15 +183,12 @@ def run_all(arms: Sequence[Arm], folder: Path, jobs: int, threads: int) -> list[
     Arms that compute the same are one run. Where one fails, those that wait are not started.
     """
     unique = {arm.name: arm for arm in arms}
-    progress, critics = Progress(len(unique), jobs), threading.Lock()
+    progress = Progress(len(unique), jobs)
 
     def one(arm: Arm) -> Outcome:
-        config = arm.config
-        models = config.train.objective == "avatarl" and "model" in config.critic.members
-        with critics if models else nullcontext():  # two would train the same critic into the same folder
-            start = time.perf_counter()
-            outcome = run_arm(arm, folder, threads)
-            progress.say(outcome, time.perf_counter() - start)
+        start = time.perf_counter()
+        outcome = run_arm(arm, folder, threads)
+        progress.say(outcome, time.perf_counter() - start)
         return outcome
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:

@@ -21,7 +21,7 @@ from config import PRESETS, require
 from config import preset as preset_of
 from experiments.arms import Outcome, lines
 from experiments.bootstrap_facts import curve, noticed, passed, rungs, told
-from experiments.figures import Line, chart
+from experiments.figures import Line, chart, finite
 from experiments.study import Entry, Row, StudySettings, conduct, publish, stamp
 from experiments.tables import LABEL, SECONDS, Column, metric, page, spread
 from files import write_atomic
@@ -153,7 +153,7 @@ def line(label: str, row: Row, key: str) -> Line:
     """A logged number of a row by tokens, as far as all of its seeds have it."""
     seeds = [curve(o.folder, key) for o in row.outcomes]
     together = zip(*seeds, strict=False)
-    return Line(label, [(points[0][0], [v for _, v in points]) for points in together])
+    return Line(label, finite([(points[0][0], [v for _, v in points]) for points in together]))
 
 
 COLLAPSING = ("exhaustive", "exhaustive, weights free of π", "bigrams alone, exact gradient", "confidence")

@@ -45,14 +45,15 @@ class Settings:
     """How many of the likeliest tokens are taken together."""
     bins: int = 15
     """Equal-width bins of both calibration errors."""
-    batch_size: int = 64
-    """Windows per forward pass."""
+    batch_size: int | None = None
+    """Windows per forward pass. Unset: each run's own eval.batch-size."""
     out: Path = ROOT / "results" / "calibration"
     """Folder of the figures."""
 
     def __post_init__(self) -> None:
         for name in ("top", "bins", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "use a positive number")
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "use a positive number")
 
 
 def folders(settings: Settings) -> dict[str, list[Path]]:

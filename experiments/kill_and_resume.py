@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from cli import parse, run_main
-from experiments.arms import ROOT
+from experiments.arms import ROOT, run_script
 from files import write_atomic
 from training.checkpoint import WEIGHTS, find
 from training.hardware import git_state, processor_name, versions
@@ -41,13 +41,6 @@ class Settings:
     """Seed of the run, and of the moments of the kills."""
     out: Path = ROOT / "results" / "resume.md"
     """Where the outcome is written."""
-
-
-def finish(words: list[str]) -> None:
-    """Run train.py to its end. Raises RuntimeError when it fails."""
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"train.py ended with {done.returncode}: {done.stderr.strip()[-300:]}")
 
 
 def kill_once(words: list[str], run: Path, draw: random.Random) -> int:
@@ -77,11 +70,11 @@ def main(words: Sequence[str]) -> int:
         flags = [s.preset, "--run.out-dir", folder, "--run.seed", str(s.seed), "--train.steps", str(s.steps)]
         flags += ["--train.checkpoint-every", str(s.checkpoint_every), "--run.dtype", "float32"]
         flags += ["--data.corpus", "tinyshakespeare", "--eval.every", "0"]
-        finish([*flags, "--run.name", "whole"])
+        run_script("train.py", *flags, "--run.name", "whole")
         killed = Path(folder) / "killed"
         at = [kill_once([*flags, "--run.name", "killed"], killed, draw)]
         at += [kill_once(["--resume", str(killed)], killed, draw) for _ in range(s.kills - 1)]
-        finish(["--resume", str(killed)])
+        run_script("train.py", "--resume", str(killed))
         ends = [load_file(find(Path(folder) / name / "checkpoints") / WEIGHTS) for name in ("whole", "killed")]
     same = all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     verdict = "bit-identical" if same else "DIFFERENT"

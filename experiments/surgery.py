@@ -163,7 +163,11 @@ def main(words: Sequence[str]) -> int:
     made = stamp("surgery", words)
     seeds = range(1, settings.seeds + 1)
     with ThreadPoolExecutor(max_workers=settings.jobs) as pool:
-        results = list(pool.map(lambda seed: run_seed(settings, seed), seeds))
+        try:
+            results = list(pool.map(lambda seed: run_seed(settings, seed), seeds))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # seeds that wait are not started
+            raise
     text = page(results, made)
     settings.out.mkdir(parents=True, exist_ok=True)
     write_json(settings.out / "record.json", made)

@@ -183,7 +183,8 @@ def verdicts(rows: Sequence[Row], names: Sequence[str] = ()) -> list[str]:
         found = gaps(row, base)
         ece = [statistics.mean(values_of(r, "val/ece")) for r in (row, base)]
         where = f"{row.entry.group}: " if row.entry.group else ""
-        ratio = f"at {ece[0] / ece[1]:.2f} times the calibration error" if ece[1] > 0 else "calibration aside"
+        comparable = ece[1] > 0 and math.isfinite(ece[0])
+        ratio = f"at {ece[0] / ece[1]:.2f} times the calibration error" if comparable else "calibration aside"
         sign = "+" if statistics.mean(found) > 0 else ""
         apart = f"{row.entry.label} − {base.entry.label} = {sign}{spread(found)} nats, lower in {below(found)}"
         shares = caught_up(row, base)

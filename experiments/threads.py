@@ -7,8 +7,6 @@ A single run says nothing here: on a virtual machine both kinds come in two spee
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from cli import parse, run_main
 from config import require
-from experiments.arms import ROOT, last_line
+from experiments.arms import ROOT, last_line, run_script
 from files import write_atomic
 from training.hardware import git_state, processor_name, usable_cores, versions
 
@@ -50,7 +48,7 @@ def speed(bound: bool, settings: Settings) -> float:
         words = ["avatarl-char", "--train.steps", str(steps), "--optim.warmup-steps", "1", "--run.out-dir", folder]
         words += ["--log.every", str(max(1, steps // 2)), "--eval.every", "0", "--run.seed", str(settings.seed)]
         words += ["--eval.sample-tokens", "0", "--data.corpus", "tinyshakespeare"]
-        subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, env=environment, check=True, capture_output=True)
+        run_script("train.py", *words, environment=environment)
         return last_line(Path(folder) / "avatarl-char", "train/tokens_per_second")["train/tokens_per_second"]
 
 

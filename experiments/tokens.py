@@ -43,10 +43,10 @@ class Settings(StudySettings):
 
 
 class Crossing(NamedTuple):
-    """Where a falling loss meets a target: at `tokens`, or already before the first point, or not at all."""
+    """Where a falling loss meets a target: at `tokens`, before the first point, not at all; or there is no target."""
 
     tokens: float
-    kind: Literal["crossed", "at most", "never"]
+    kind: Literal["crossed", "at most", "never", "diverged"]
 
 
 def crossing(points: Sequence[tuple[float, float]], target: float) -> Crossing:
@@ -81,6 +81,9 @@ def crossings(base: Row, ours: Sequence[Row]) -> list[Crossing]:
     found = []
     for i, target in enumerate(values_of(base, "val/ce")):
         whole = base.outcomes[i].final["tokens"]
+        if not math.isfinite(target):
+            found.append(Crossing(math.nan, "diverged"))
+            continue
         points = [(row.outcomes[i].final["tokens"] / whole, values_of(row, "val/ce")[i]) for row in ours]
         found.append(crossing([p for p in points if math.isfinite(p[1])] or [(1.0, math.inf)], target))
     return found
@@ -88,9 +91,15 @@ def crossings(base: Row, ours: Sequence[Row]) -> list[Crossing]:
 
 def verdict(found: Sequence[Crossing]) -> list[str]:
     """Seed by seed and over all of them, in words."""
+    diverged = sum(c.kind == "diverged" for c in found)
+    found = [c for c in found if c.kind != "diverged"]
+    lost = [f"Cross-entropy diverged in {diverged} seeds, which are left out."] if diverged else []
+    if not found:
+        return lost
     signs = {"crossed": "", "at most": "≤ ", "never": "> "}
     each = ", ".join(f"{signs[c.kind]}{c.tokens:.3f}" for c in found)
-    said = [f"Share of cross-entropy's tokens at which AvataRL ends at cross-entropy's final loss, by seed: {each}."]
+    where = "Share of cross-entropy's tokens at which AvataRL ends at cross-entropy's final loss, by seed"
+    said = [*lost, f"{where}: {each}."]
     if all(c.kind == "crossed" for c in found):
         said.append(f"Mean ± standard deviation: {spread([c.tokens for c in found], 3)}.")
     elif all(c.kind != "never" for c in found):

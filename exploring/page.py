@@ -42,7 +42,10 @@ def page(title: str, facts: Mapping[str, str], data: Mapping[str, Any]) -> str:
     """The whole document; facts stand above the text."""
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     listed = "".join(f"<div><dt>{markup(name)}</dt><dd>{markup(value)}</dd></div>" for name, value in facts.items())
-    held = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    try:
+        held = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    except ValueError:
+        raise RuntimeError("the model's probabilities are not all numbers; name an earlier --checkpoint") from None
     critic = any(row[2] is not None for *_, rows in data["moves"] for row in rows)
     modes = {"student": "what surprised the student"}
     modes |= {"critic": "what surprised the critic", "both": "who knew better"} if critic else {}

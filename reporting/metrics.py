@@ -131,7 +131,11 @@ METRICS: dict[str, Metric] = {
         log=True,
         noisy=True,
     ),
-    "lr": Metric("Learning rate", "", "AdamW's rate at this step: linear warm-up, then cosine decay."),
+    "lr": Metric(
+        "Learning rate",
+        "",
+        "AdamW's rate at this step: linear warm-up, then cosine decay to optim.min-lr-ratio. Muon's is shaped alike.",
+    ),
     "train/tokens_per_second": Metric(
         "Throughput",
         "tokens/s",

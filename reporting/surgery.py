@@ -66,7 +66,18 @@ def read_result(folder: Path) -> Result | None:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "arms" in found else None
+    return found if _is_result(found) else None
+
+
+MEASURED = {"steps", "seconds", "val_ce", "val_accuracy", "val_ece", "ce_jumps"}
+"""What result.json says of every arm."""
+
+
+def _is_result(found: Any) -> bool:
+    arms = found.get("arms") if isinstance(found, dict) else None
+    if not isinstance(arms, dict) or "phase_1" not in found:
+        return False
+    return all(isinstance(arm, dict) and arm.keys() >= MEASURED for arm in arms.values())
 
 
 def compared(results: Sequence[Result], against: str) -> Comparison | None:
@@ -190,7 +201,8 @@ def gain_cell(arms: Sequence[dict[str, Any]]) -> str:
     """The gain over nobody: of one run ± its standard error, of several their mean ± the standard deviation."""
     gains = [a["gain"] for a in arms if "gain" in a]
     if len(gains) == 1:
-        return f"{gains[0]:+.4f} ± {arms[0]['gain_noise']:.4f}"
+        noise = next(a["gain_noise"] for a in arms if "gain" in a)
+        return f"{gains[0]:+.4f} ± {noise:.4f}"
     return spread(gains, 4, "+")
 
 

@@ -108,15 +108,18 @@ def differing(runs: Sequence[Run]) -> set[str]:
     """What keeps the runs' validation numbers from being compared: "text", "tokens", both, or nothing."""
 
     def distinct(values: list[Any]) -> bool:
-        return len({json.dumps(v) for v in values if v is not None}) > 1
+        return len({json.dumps(v) for v in values}) > 1
+
+    def known(values: list[Any]) -> list[Any]:
+        return [v for v in values if v is not None]
 
     found = set()
     settings = ("data.val_corpus", "data.val_fraction")
-    if distinct([r.corpus.get("sha256", r.corpus.get("name")) for r in runs]) or any(
+    if distinct(known([r.corpus.get("sha256", r.corpus.get("name")) for r in runs])) or any(
         distinct([r.config.get(s) for r in runs if s in r.config]) for s in settings
     ):
         found.add("text")
-    if any(distinct([r.info.get(key) for r in runs]) for key in ("vocab_size", "tokenizer")):
+    if any(distinct(known([r.info.get(key) for r in runs])) for key in ("vocab_size", "tokenizer")):
         found.add("tokens")
     return found
 

@@ -31,7 +31,7 @@ from data.tokenizers import load_tokenizer
 from files import write_json
 from launch import check_settings, load_data, require_same_critics
 from model import GPT
-from one_run import ladder_of, load_critic, new_record, require_unseen
+from one_run import ladder_of, load_critic, new_record, require_fair, require_unread, training_span
 from surgery.commits import HeldOut
 from surgery.env import SurgeryTask, batched_env_class
 from surgery.judge import TextJudge
@@ -41,7 +41,7 @@ from surgery.settings import HybridConfig, SurgeryConfig, held_out_data, shared_
 from surgery.student import Shared
 from training.distributed import World
 from training.hardware import Hardware, prepare_model
-from training.run_folder import new_run_folder, read_config
+from training.run_folder import new_run_folder
 from training.turns import alone
 
 
@@ -102,8 +102,15 @@ def prepared(
         fix = f"its text is not the one that {folder.name} was trained on (sha256 {known[:12]}…)"
         require(dataset.corpus_sha256 == known, "data.corpus", dataset.corpus_source, fix)
     check_settings(config, dataset)
-    held_out = prepare(held_out_data(config, hybrid), dataset.tokenizer).train
+    decisive = held_out_data(config, hybrid)
+    for flag, run in (("critic.run", config.critic.run), ("surgery.judge-run", hybrid.surgery.judge_run)):
+        if run:
+            require_fair(Path(run), config, dataset, flag)
+            require_unread(Path(run), dataset, training_span(decisive), "text that decides on edits", flag)
+    held_out = prepare(decisive, dataset.tokenizer).train
     HeldOut(held_out, config.model.block_size, windows=hybrid.accept.windows, seed=config.run.seed)
+    fix = "two windows of validation text at least; use a larger data.val-fraction, or a shorter context"
+    require(len(dataset.val) > 2 * config.model.block_size, "model.block-size", config.model.block_size, fix)
     judge = None
     if set(hybrid.arms) - {"none"}:
         batched_env_class()  # says now, not after phase 1, that a library is missing
@@ -129,8 +136,6 @@ def judge_of(settings: SurgeryConfig, config: Config, dataset: Dataset, hardware
         critic = MixedCritic(dataset.train, vocab_size, context=c.mixed_context, strings=dataset.strings, device=device)
     else:
         folder = Path(settings.judge_run)
-        config_of_judge, record = read_config(folder)
-        require_unseen(config_of_judge, record, config, dataset, "surgery.judge-run", folder)
         model = prepare_model(load_critic(folder, dataset), hardware)
         length = settings.prompt_tokens + settings.new_tokens
         critic = ModelCritic(model, vocab_size, length, hardware.autocast)

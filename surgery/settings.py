@@ -177,6 +177,9 @@ class HybridConfig:
         require(len(set(self.arms)) == len(self.arms), "arms", self.arms, "name every arm once")
         for arm in self.arms:
             require(arm in typing.get_args(ArmName), "arms", arm, "use surgeon, none and random")
+        fix = "ppo learns from the differences of at least 2 candidates"
+        count = self.surgery.candidates
+        require(self.surgeon != "ppo" or count > 1, "surgery.candidates", count, fix)
         fix = "add none: what a surgeon does means nothing without the same run that has none"
         require("none" in self.arms, "arms", self.arms, fix)
 

@@ -250,7 +250,7 @@ def test_a_critic_that_has_read_the_validation_text(place):
     assert here("pretrain-char", *flags(run_name="critic", **settings)).code == 0
     before = files_below(place)
     outcome = here(PRESET, *flags(data_corpus="corpus.txt", critic_kind="model", critic_run="runs/critic"))
-    assert_refused(outcome, 2, "critic.run = 'runs/critic'", "trained on validation text", "this run 0.1")
+    assert_refused(outcome, 2, "critic.run = 'runs/critic'", "trained on validation text", "and that is 0.9 on")
     assert files_below(place) == before
 
 

@@ -214,6 +214,9 @@ def test_comparison_marks_the_best_only_where_runs_compare(tmp_path: Path) -> No
     text = make_run(tmp_path / "text", info={"corpus": {"name": "mine", "sha256": "9"}})
     page = page_of(same[0], text)
     assert "<td class=best>2.1653" not in page and "different text" in page
+    elsewhere = make_run(tmp_path / "elsewhere", data={"val_corpus": "other.txt"})
+    own = make_run(tmp_path / "own", data={"val_corpus": None})
+    assert differing(read_runs([own, elsewhere])) == {"text"}
 
 
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl", "ladder.json", "samples.txt"])

@@ -22,6 +22,8 @@ from training.resampling import Gaps
 
 GRID = tuple(2.0 ** (i / 2) for i in range(-4, 5))
 """Factors 1 / T on the logits, from 1/4 to 4."""
+ENTRIES = 2**25
+"""Logits that are looked at together, of which several copies in float32 live meanwhile."""
 STEP = math.log(2.0) / 2
 """Between neighbours of the grid, in ln(1 / T)."""
 
@@ -50,7 +52,12 @@ class Calibration:
         return float(self.top[2].sum())
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Count logits (n, V) against targets (n,); targets of −1 are padding."""
+        """Count logits (n, V) against targets (n,); targets of −1 are padding. Takes few rows at a time."""
+        rows = max(1, ENTRIES // logits.shape[1])
+        for some, golds in zip(logits.split(rows), targets.split(rows), strict=True):
+            self._add(some, golds)
+
+    def _add(self, logits: Tensor, targets: Tensor) -> None:
         real = targets >= 0
         logits, targets = logits[real].float(), targets[real]
         mass, ids = logits.softmax(-1).topk(min(self.k, logits.shape[-1]), dim=-1)  # (n, k)

@@ -43,7 +43,7 @@ class Gaps:
         """Count logits (b, T, V) against targets (b, T); targets of −1 are padding."""
         top, guess = logits.float().softmax(-1).max(-1)  # (b, T)
         confidence, real = top.double(), targets >= 0
-        slot = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        slot = (confidence.nan_to_num() * self.bins).long().clamp(max=self.bins - 1)
         gap = (confidence - (guess == targets).double()) * real
         self.windows.append(gap.new_zeros(len(targets), self.bins).scatter_add_(1, slot, gap).cpu())
         self.tokens += int(real.sum())

@@ -124,6 +124,8 @@ def load_run(folder: Path, checkpoint: str = "best", device: torch.device | str 
         f"not the tokenizer that this run was trained with ({str(expected)[:12]}); restore the original file",
     )
     place = checkpoints.find(folder / "checkpoints", checkpoint)
+    fix = "not readable as a run's configuration (no vocab_size); restore it"
+    require(isinstance(record.get("vocab_size"), int), str(folder / "config.json"), record.get("vocab_size"), fix)
     model = GPT(config.model, record["vocab_size"])
     require(
         tokenizer.vocab_size == model.vocab_size,

@@ -61,3 +61,9 @@ def test_look_up_is_indexing():
     """Catches a look-up that assumes a memory layout or a shape of the index."""
     values, index = torch.arange(12.0).view(3, 4), torch.tensor([[0, 11, 5], [7, 7, 2]])
     assert torch.equal(look_up(values, index.T), values.view(-1)[index.T])
+
+
+def test_an_index_of_nothing_finds_nothing():
+    """Catches a text too short for any state, which ends in an index error."""
+    _, found = KeyIndex.build(np.zeros(0, np.int64)).find(torch.tensor([[0, 5], [7, 2**40]]))
+    assert not found.any()

@@ -195,3 +195,13 @@ def test_the_loop_asks_and_says(place, monkeypatch):
     assert outcome.code == 0 and lines(run) == lines(place / "runs" / "again")
     assert "warning: step 7: gradient norm over its median is" in outcome.err and "(bad)" in outcome.err
     assert "gradient norm over" not in outcome.out
+
+
+def test_what_is_no_number_is_bad_on_either_side():
+    """Catches a collapse into NaN that ends the run with an index error, or that is called well again."""
+    found = measure(torch.full((64, 5), math.nan), torch.zeros(64, dtype=torch.long))
+    assert all(math.isnan(value) for value in found.values())
+    monitor = HealthMonitor()
+    for _ in range(3):
+        seen = monitor.observe({**WELL, **{key: float(value) for key, value in found.items()}})
+    assert seen.shown.startswith("bad: ") and all(SIGNS[key].name in seen.shown for key in found)

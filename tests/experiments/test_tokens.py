@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments.tokens import Settings, crossing, crossings, entries, figure, verdict
+from experiments.tokens import Crossing, Settings, crossing, crossings, entries, figure, verdict
 from tests.experiments.builders import row
 
 CURVE = [(1000.0, 1.8), (100.0, 2.0), (10000.0, 1.5)]
@@ -43,6 +43,17 @@ def test_every_seed_is_measured_against_its_own_baseline():
     said = " ".join(verdict([first, second]))
     assert "0.316, > 1.000" in said and "1 of 2 seeds" in said and "±" not in said
     assert "<svg" in figure(base, ours)
+
+
+def test_a_seed_whose_cross_entropy_diverged_is_no_failure_of_avatarl():
+    """Catches "not reached" where there was nothing to reach."""
+    found = [Crossing(0.4, "crossed"), Crossing(math.nan, "diverged"), Crossing(0.6, "crossed")]
+    said = verdict(found)
+    assert said[0] == "Cross-entropy diverged in 1 seeds, which are left out."
+    assert "0.400, 0.600." in said[1] and said[2].startswith("Mean ± standard deviation: 0.500")
+    assert len(verdict([Crossing(math.nan, "diverged")])) == 1
+    base = row("cross-entropy", [[2.0, math.nan]])
+    assert crossings(base, [row("AvataRL", [[2.0, 1.0]])])[0].kind == "diverged"
 
 
 def test_verdicts_say_when_a_number_is_a_bound():

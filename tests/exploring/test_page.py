@@ -1,7 +1,10 @@
 """The page about a text: what its script reads is whole, bounded, and no markup of the text's own."""
 
 import json
+import math
 import re
+
+import pytest
 
 from config import ConfigError
 from exploring.app import looked_at
@@ -57,3 +60,10 @@ def test_a_typed_text_that_is_refused_is_answered():
 
     assert looked_at(refuse, "<é>") == "<p><strong>&lt;é&gt;: not among the characters</strong></p>"
     assert 'srcdoc="&lt;p class=&quot;x&quot;&gt;hi"' in looked_at(lambda text: f'<p class="x">{text}', "hi")
+
+
+def test_numbers_that_are_none_are_refused():
+    """Catches a page whose script dies on NaN, which is no JSON, with exit code 0."""
+    broken = Move(1, 3, math.nan, [Action(1, math.nan, 0.02, 0.9, 0.0001, 0.0)])
+    with pytest.raises(RuntimeError, match="not all numbers"):
+        page("run", {}, data_of([0, 1], [broken], lambda token: NASTY[token]))

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from config import ConfigError
 from experiments.surgery import Settings, page
 from report import write_report
-from reporting.surgery import compared, is_hybrid, parts_of, table, verdict
+from reporting.surgery import compared, is_hybrid, parts_of, read_result, table, verdict
 
 MADE = {
     "command": "python -m experiments.surgery",
@@ -138,3 +139,18 @@ def test_the_verdicts_gain_is_the_tables():
     assert "+0.0300 ± 0.0020" in verdict([one]) and "+0.0300 ± 0.0010" in table([one])[2]
     del one["arms"]["surgeon"]["gain"]
     assert "+0.0298" in verdict([one])
+
+
+def test_a_result_that_lacks_numbers_is_no_result(tmp_path):
+    """Catches a KeyError over a damaged result.json."""
+    (tmp_path / "result.json").write_text('{"arms": {"surgeon": {"val_ce": 1}}, "phase_1": {}}')
+    assert read_result(tmp_path) is None
+    (tmp_path / "result.json").write_text(json.dumps(result(1, 0.01)))
+    assert read_result(tmp_path) == result(1, 0.01)
+
+
+def test_a_hybrid_run_that_has_logged_nothing_is_named(tmp_path):
+    """Catches "no run folder given" where one was given."""
+    (tmp_path / "config.json").write_text('{"hybrid": {}}')
+    with pytest.raises(ConfigError, match="nothing is logged there yet"):
+        write_report([tmp_path], tmp_path / "report.html")

@@ -248,8 +248,9 @@ def test_other_judges(quick):
     """Catches a judge that is only a name in --help, and one that has learnt the text on which arms are compared."""
     plain = {k: v for k, v in TINY.items() if k.partition(".")[0] not in ("phases", "surgery", "accept", "agent")}
     train = [w for k, v in plain.items() if k != "critic.ngram-context" for w in (f"--{k}", str(v))]
-    for name, share in (("fair", "0.1"), ("knows", "0.05")):
-        outcome = here("pretrain-char", *train, "--train.steps", "2", "--data.val-fraction", share, "--run.name", name)
+    for name, share, stop in (("fair", "0.1", 0.9), ("knows", "0.05", 1.0), ("decided", "0.1", 1.0)):
+        cut = ["--data.val-fraction", share, "--data.train-stop", str(stop)]
+        outcome = here("pretrain-char", *train, "--train.steps", "2", *cut, "--run.name", name)
         assert outcome.code == 0, outcome.err
     config = hybrid.read_command(words(critic_mixed_context=2)).config
     dataset = load_data(config, World(), None)
@@ -264,6 +265,11 @@ def test_other_judges(quick):
     assert len(found) == 3 and max(found) < 0, "each has its own opinion of the same texts"
     outcome = here(*words(), "--surgery.judge", "model", "--surgery.judge-run", "runs/knows", main=hybrid.main)
     assert outcome.code == 2 and "trained on validation text" in outcome.errors[0]
+    outcome = here(*words(), "--surgery.judge", "model", "--surgery.judge-run", "runs/decided", main=hybrid.main)
+    assert outcome.code == 2 and "trained on text that decides on edits" in outcome.errors[0]
+    critic = ["--critic.kind", "model", "--critic.run", "runs/decided"]
+    outcome = here(*words(), *critic, main=hybrid.main)
+    assert outcome.code == 2 and "critic.run = 'runs/decided'" in outcome.errors[0]
 
 
 def stopped(where: Any, name: str, at: int, **settings: Any) -> Outcome:
@@ -330,6 +336,7 @@ def test_phase_1_ends_when_it_stagnates(quick):
         (["--run.parallel", "fsdp"], "run.parallel = 'fsdp'"),
         (["--agent.entropy", "much"], "agent.entropy"),
         (["--arms", "surgeon", "random"], "add none"),
+        (["--surgeon", "ppo", "--surgery.candidates", "1"], "at least 2 candidates"),
         (["--resume", "nowhere"], "no run of hybrid.py"),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from config import RunConfig
 from data.batches import validation_windows
+from training import calibration
 from training.calibration import Calibration, halves, survey
 from training.evaluation import evaluate
 from training.hardware import choose
@@ -142,3 +143,15 @@ def test_bad_input():
         Calibration.zero(0, 15)
     with pytest.raises(ValueError, match="nothing to add"):
         Calibration.zero(1, 15) + Calibration.zero(2, 15)
+
+
+def test_rows_are_looked_at_a_few_at_a_time(monkeypatch):
+    """Catches sums that depend on how much memory is used, and rows that are lost between two looks."""
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    gold = torch.randint(-1, 7, (50,), generator=torch.Generator().manual_seed(1))
+    whole, parts = Calibration.zero(2, 5), Calibration.zero(2, 5)
+    whole.add(logits, gold)
+    monkeypatch.setattr(calibration, "ENTRIES", 8 * 7)
+    parts.add(logits, gold)
+    torch.testing.assert_close(parts.top, whole.top)
+    torch.testing.assert_close(parts.nll, whole.nll)

@@ -1,5 +1,7 @@
 """What chance makes of a calibration error, against texts that are really drawn again."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -75,3 +77,11 @@ def test_a_short_text_says_nothing():
     assert Gaps(BINS).chance() is None
     assert counted(*drawn((FEWEST - 1) * STRETCH // T, 0)).chance() is None
     assert counted(*drawn(FEWEST * STRETCH // T, 0)).chance() is not None
+
+
+def test_logits_that_are_not_numbers_are_told_not_fatal():
+    """Catches an evaluation of a run that diverged, which dies of an index."""
+    gaps = Gaps(15)
+    gaps.add(torch.full((10, 256, 3), math.nan), torch.zeros(10, 256, dtype=torch.long))
+    found = gaps.chance()
+    assert found is None or math.isnan(found.spread)
