@@ -56,6 +56,8 @@ WORDS = "AvataRL, mixed, w_c 1 → 0.9, w_r 0.1 → 0.4, 2 imagined"
 COMPARISONS = (
     Comparison("characters, 2,000 steps: imagined text", "imagined", "AvataRL, 3 imagined"),
     Comparison("… no imagined text", "compare", "AvataRL", "muon", timed=False),
+    Comparison("… no imagined text, 0.1 M parameters, not 0.8", "sizes", "AvataRL", "2x64", timed=False),
+    Comparison("… no imagined text, 2.7 M parameters", "sizes", "AvataRL", "6x192", timed=False),
     Comparison("… the critic imitated, no reality", "compare", CRITIC_ALONE, "muon", timed=False),
     Comparison("… published settings, n-grams", "compare", "published settings, n-gram critic", "muon", timed=False),
     Comparison("characters, imagined text: 600 steps against 2,000", "tokens", "AvataRL, 0.3 of the steps"),
