@@ -71,7 +71,8 @@ class SurgeryConfig:
     judge: Literal["ngram", "mixed", "model"] = "ngram"
     """Whose likelihood counts: statistics of the training text (`critic.…` says of which length), or a model."""
     judge_run: str = ""
-    """model: the run folder whose newest checkpoint judges; it must have been trained on the training split alone."""
+    """model: the run folder whose newest checkpoint judges. It must have read neither validation nor held-out text:
+    train it with the student's data.val-fraction, and data.train-stop = 1 − accept.held-out."""
 
     def __post_init__(self) -> None:
         check_fields("surgery", self)
