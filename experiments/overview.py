@@ -47,10 +47,13 @@ class Comparison:
     group: str = ""
     at: str = "final"
     """The evaluation that is compared, "final" or "best"."""
+    rival: tuple[str, str] | None = None
+    """Group and label of the cross-entropy that it is compared with. Unset: the one of its own group."""
     timed: bool = True
     """The machine was quiet enough to compare times."""
 
 
+LONGER = ("2,040 steps", "cross-entropy, 2,040 steps")
 CRITIC_ALONE = "distillation from AvataRL's critic"
 WORDS = "AvataRL, mixed, w_c 1 → 0.9, w_r 0.1 → 0.4, 2 imagined"
 COMPARISONS = (
@@ -64,6 +67,7 @@ COMPARISONS = (
     Comparison("… 1,600 steps against 8,000", "tokens-long", "AvataRL, 0.2 of the steps"),
     Comparison("a tenth of the text, read 7.7 times: at best", "repeated-fall", "AvataRL, imagined", at="best"),
     Comparison("pieces of words, read once", "words", WORDS),
+    Comparison("… against 2,040 steps, 3.3 readings", "words-time", WORDS, rival=LONGER),
     Comparison("pieces of words, read 3.2 times", "words-long", WORDS, timed=False),
 )
 
@@ -92,10 +96,11 @@ def pair(comparison: Comparison, results: Path) -> tuple[Row, Row]:
     """The row and its cross-entropy. Raises ConfigError where a study lacks either."""
     record = results / comparison.study / "runs.jsonl"
     rows = {(row.entry.group, row.entry.label): row for row in rows_of(record)}
-    for label in (comparison.row, CROSS_ENTROPY):
-        if (comparison.group, label) not in rows:
-            raise ConfigError(f"{record} has no row {label!r} in the group {comparison.group!r}")
-    return rows[comparison.group, comparison.row], rows[comparison.group, CROSS_ENTROPY]
+    mine, theirs = (comparison.group, comparison.row), comparison.rival or (comparison.group, CROSS_ENTROPY)
+    for group, label in (mine, theirs):
+        if (group, label) not in rows:
+            raise ConfigError(f"{record} has no row {label!r} in the group {group!r}")
+    return rows[mine], rows[theirs]
 
 
 Pairs = Sequence[tuple[Comparison, Row, Row]]

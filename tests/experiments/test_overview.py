@@ -39,6 +39,9 @@ def test_a_line_has_means_differences_by_seed_and_ratios(tmp_path):
     cells = overview.line(COMPARISON, *overview.pair(COMPARISON, tmp_path)).split(" | ")
     assert cells[1:4] == ["2.6000 ± 0.0000", "1.6000 ± 0.1414", "-1.0000 ± 0.1414, lower in 2 of 2 seeds"]
     assert cells[4:7] == ["0.0200 of 0.0200: 1.00", "0.67", "0.67"]
+    kept(tmp_path, row("cross-entropy, longer", [[1.0], [1.0]], "later"))
+    longer = overview.Comparison("characters", "made-up", "AvataRL", "muon", rival=("later", "cross-entropy, longer"))
+    assert overview.line(longer, *overview.pair(longer, tmp_path)).split(" | ")[3].startswith("+0.6000")
     best = overview.Comparison("characters", "made-up", "AvataRL", "muon", at="best", timed=False)
     cells = overview.line(best, *overview.pair(best, tmp_path)).split(" | ")
     assert cells[1] == "1.6000 ± 0.0000"
