@@ -67,7 +67,7 @@ COMPARISONS = (
     Comparison("… 1,600 steps against 8,000", "tokens-long", "AvataRL, 0.2 of the steps"),
     Comparison("a tenth of the text, read 7.7 times: at best", "repeated-fall", "AvataRL, imagined", at="best"),
     Comparison("pieces of words, read once", "words", WORDS),
-    Comparison("… against 2,040 steps, 3.3 readings", "words-time", WORDS, rival=LONGER),
+    Comparison("… 600 steps against 2,040, in equal time", "words-time", WORDS, rival=LONGER),
     Comparison("pieces of words, read 3.2 times", "words-long", WORDS, timed=False),
 )
 
