@@ -147,7 +147,7 @@ def critic_config(config: Config) -> Config:
     return override(
         dataclasses.replace(base, data=config.data, run=config.run),
         model={"block_size": block_size},
-        eval={"prompt": config.eval.prompt},
+        eval={"prompt": config.eval.prompt, "sample_tokens": config.eval.sample_tokens},
     )
 
 
@@ -156,7 +156,7 @@ def critic_count(config: Config) -> int:
     c = config.critic
     if config.train.objective != "avatarl" or "model" not in c.members:
         return 0
-    return 2 if c.cross_fit and not c.run else 1
+    return 2 if c.cross_fit else 1
 
 
 def cache_layout(config: Config) -> CacheLayout | None:

@@ -39,7 +39,7 @@ def tiny(**groups) -> Config:
         {"critic": {"kind": "ngram"}},
         {"critic": {"kind": "model"}},
         {"critic": {"kind": "model", "cross_fit": True}},
-        {"critic": {"kind": "model", "cross_fit": True, "run": "runs/a"}},
+        {"critic": {"kind": "model", "run": "runs/a"}},
         {"critic": {"kind": "model", "cache": True}},
         {"critic": {"kind": "self", "past": "ema"}},
         {"critic": {"kind": "self", "past": "twin"}},
@@ -53,8 +53,7 @@ def test_flops_are_those_that_the_objective_reports(groups):
     """Catches a forecast and a logged utilisation that count different work."""
     config = tiny(**groups)
     student = GPT(config.model, 65)
-    alone = config.critic.run or not config.critic.cross_fit
-    frozen = [GPT(critic_config(config).model, 65) for _ in range(1 if alone else 2)]
+    frozen = [GPT(critic_config(config).model, 65) for _ in range(2 if config.critic.cross_fit else 1)]
     frozen = frozen if config.critic.kind == "model" and config.train.objective == "avatarl" else []
     cache = object() if config.critic.cache else None
     objective = build_objective(student, config, np.arange(65), frozen, HARDWARE.autocast, cache)  # type: ignore[arg-type]
