@@ -51,7 +51,7 @@ FIT_DECAY = 0.1
 KEYS_AT_ONCE = 2**16  # of the corpus
 CHUNK_ENTRIES = 2**23  # counts that are made at a time
 MEMORY_BYTES = 2**29
-BYTES_A_TOKEN = 600  # of the corpus, at the most while it is counted: 594 at 3 million characters
+BYTES_A_TOKEN = 600  # of the corpus while it is counted, about: an estimate, to refuse what is far too large
 LARGE = 2**22  # tokens from which on it is asked whether there is room
 
 

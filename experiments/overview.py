@@ -1,4 +1,4 @@
-"""All comparisons with cross-entropy on one page, read from what the studies kept; nothing is trained.
+"""Comparisons with cross-entropy on one page, read from what the studies kept; nothing is trained.
 
     python -m experiments.overview
 
@@ -144,7 +144,7 @@ def table(pairs: Pairs) -> str:
     """The page in Markdown."""
     return "\n".join(
         [
-            "# AvataRL against cross-entropy: every comparison on one page",
+            "# AvataRL against cross-entropy, study by study",
             "",
             "`python -m experiments.overview`, from what the studies kept. The last column names the study whose page",
             "has command, machine, commit, tuning and all rows. Losses on validation text and their differences, seed",

@@ -103,8 +103,9 @@ def prepared(
         require(dataset.corpus_sha256 == known, "data.corpus", dataset.corpus_source, fix)
     check_settings(config, dataset)
     decisive = held_out_data(config, hybrid)
-    for flag, run in (("critic.run", config.critic.run), ("surgery.judge-run", hybrid.surgery.judge_run)):
-        if run:
+    judging = config.critic.run if "model" in config.critic.members else ""
+    for flag, run in (("critic.run", judging), ("surgery.judge-run", hybrid.surgery.judge_run)):
+        if run:  # what no run may have read, before what only this kind keeps aside
             require_fair(Path(run), config, dataset, flag)
             require_unread(Path(run), dataset, training_span(decisive), "text that decides on edits", flag)
     held_out = prepare(decisive, dataset.tokenizer).train

@@ -79,7 +79,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"critic_kind": "model", "critic_preset": "avatarl-classic"},
         ("critic.preset = 'avatarl-classic'", "use a pretrain-… preset"),
     ),
-    "a corpus with a name too long": ({"data_corpus": "x" * 300}, ("data.corpus = 'xxx", "File name too long")),
+    "a corpus with a name too long": ({"data_corpus": "long" * 75}, ("data.corpus = 'longlong", "File name too long")),
     "block larger than the text": ({"model_block_size": 4000}, ("model.block-size = 4000", "2908 tokens")),
     "block larger than validation": ({"model_block_size": 400}, ("model.block-size = 400", "validation")),
     "named corpus, no network": (

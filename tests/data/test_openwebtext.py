@@ -1,14 +1,9 @@
 """A corpus is tokenised whole: every document once and in order, however often and wherever that is interrupted."""
 
-import json
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +14,16 @@ from data import corpora, documents, openwebtext, shards
 from data.openwebtext import Settings
 from data.shards import Manifest, open_corpus
 from data.tokenizers import Gpt2Tokenizer
-from tests.tiny_train import ROOT, SAYING, environment, files_below, here
+from tests.data.builders import DONE, TEXTS, expected, furnished, made, make, put
+from tests.tiny_train import files_below, here
 
 datasets = pytest.importorskip("datasets")
-TEXTS = [f"Document {i}.\n\n" + " ".join(SAYING.split()[: 3 + i % 7]) for i in range(23)]
-DONE = {"manifest.json", "tokens.bin"}
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, gpt2: Gpt2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory whose folder `source` holds TEXTS in three files; corpora are kept below `data`."""
-    (tmp_path / "source").mkdir()
-    for name, texts in (("a", TEXTS[:9]), ("b", TEXTS[9:10]), ("c", TEXTS[10:])):
-        put(tmp_path / "source" / f"{name}.jsonl", texts)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AVATARL_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    openwebtext.tokenizer_here.cache_clear()
-    return tmp_path
-
-
-def put(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts), encoding="utf-8")
-
-
-def make(*words: str, characters: int = 100) -> Any:
-    """The command for the corpus `mine`, in this process."""
-    size = ["--shard-characters", str(characters)]
-    return here("mine", "--source", "source", "--processes", "1", *size, *words, main=openwebtext.main)
-
-
-def expected(gpt2: Gpt2Tokenizer, texts: list[str] = TEXTS) -> np.ndarray:
-    return np.concatenate([np.append(gpt2.encode(text), 50256) for text in texts]).astype(np.uint16)
-
-
-def made(home: Path) -> np.ndarray:
-    return np.fromfile(home / "data" / "mine" / "tokens.bin", dtype=np.uint16)
+    """A working directory with documents, and GPT-2's vocabulary at hand."""
+    return furnished(tmp_path, monkeypatch)
 
 
 def test_every_document_is_there_once_and_in_order(home: Path, gpt2: Gpt2Tokenizer) -> None:
@@ -331,80 +300,6 @@ def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
     outcome = here("openwebtext", main=openwebtext.main)
     assert outcome.code == 2 and len(outcome.errors) == 1 and "\n" not in outcome.err.strip()
     assert "Couldn't reach the Hub" in outcome.errors[0] and "--source" in outcome.errors[0]
-
-
-def test_processes_that_are_killed_lose_nothing(home: Path, gpt2: Gpt2Tokenizer) -> None:
-    """Catches workers that outlive their parent, and a stream with a gap or a repetition after SIGKILL: the command
-    as it is given, on two processes."""
-    draw, words = random.Random(1), SAYING.split()
-    texts = [" ".join(draw.choices(words, k=400)) for _ in range(1500)]
-    put(home / "source" / "a.jsonl", texts)
-    everything = expected(gpt2, [*texts, *TEXTS[9:]])
-    command = [sys.executable, "-m", "data.prepare", "mine", "--source", str(home / "source"), "--processes", "2"]
-    command += ["--shard-characters", "20000"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        wait_for(lambda: len(Manifest.load(home / "data/mine").shards) > 3)
-        children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if parent_of(p) == process.pid]
-        process.send_signal(signal.SIGKILL)
-    assert len(children) >= 2
-    wait_for(lambda: not any(alive(child) for child in children))
-    folder = home / "data" / "mine"
-    assert len(Manifest.load(folder).shards) > 3 and not Manifest.load(folder).complete
-    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0, again.stderr
-    assert "continuing" in again.stdout and np.array_equal(made(home), everything)
-    assert files_below(folder) == DONE
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
-    """Return once `what` holds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if what():
-                return
-        except ValueError:  # no manifest yet
-            pass
-        time.sleep(0.02)
-    raise AssertionError("it never came")
-
-
-def parent_of(process: Path) -> int:
-    try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return -1
-
-
-def alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.fixture
-def quiet_signals() -> Iterator[None]:
-    """SIGTERM is put back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def test_sigterm_stops_it_like_ctrl_c(monkeypatch: pytest.MonkeyPatch, quiet_signals: None) -> None:
-    """Catches a scheduler's polite request that leaves an exit code of success, or a handler that stays."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def terminated(folder: Path, cut: openwebtext.Cut) -> shards.Shard:
-        signal.raise_signal(signal.SIGTERM)
-        raise AssertionError("SIGTERM was ignored")
-
-    monkeypatch.setattr(openwebtext, "make_shard", terminated)
-    outcome = make()
-    assert outcome.code == 143 and "continues where it stopped" in outcome.out
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_kill_before_the_last_word_costs_nothing(home: Path, gpt2: Gpt2Tokenizer) -> None:
