@@ -4,9 +4,10 @@
     python export.py runs/NAME --to hf OUT --checkpoint step-000500
 
 hf: a folder that transformers loads, `AutoModelForCausalLM.from_pretrained("OUT")` and the same for
-`AutoTokenizer`: safetensors weights, configuration and tokenizer of a GPT2LMHeadModel. Models with rotary
-positions, RMSNorm, squared ReLU, QK-norm or a short convolution, as the default preset's, are refused: GPT-2 has no
-such thing. The protocol's presets and `avatarl-classic` train models that it can express.
+`AutoTokenizer`: safetensors weights, configuration and tokenizer. What the protocol's presets and `avatarl-classic`
+train is a GPT2LMHeadModel. GPT-2 has no rotary positions, RMSNorm, squared ReLU, QK-norm, short convolution or tables
+of n-grams: a model with any of them, as the default preset's, takes its own code along, which transformers runs when
+told `trust_remote_code=True`. It generates without a cache of keys and values, and knows no padding before a text.
 """
 
 import os
@@ -22,7 +23,7 @@ import tyro
 from cli import parse, run_main
 from config import ConfigError, require
 from files import sync_folder
-from hf_format import save_hf
+from hf_format import beyond_gpt2, save_hf
 from training.run_folder import load_run
 
 
@@ -35,7 +36,7 @@ class Settings:
     out: tyro.conf.Positional[Path]
     """Folder to write; it must not exist yet, or be empty."""
     to: Literal["hf"] = "hf"
-    """hf: Hugging Face transformers, as GPT-2."""
+    """hf: Hugging Face transformers, as GPT-2 where that can express the model."""
     checkpoint: str = "best"
     """best (by validation loss), latest, or a name such as step-000500."""
 
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str]) -> None:
         save_hf(run.model, run.tokenizer, folder)
     size = run.model.parameter_count()
     print(f"wrote {settings.out}: {size:,} parameters after {run.step:,} steps, from {run.checkpoint}")
+    if lacking := beyond_gpt2(run.model.config):
+        print(
+            f"GPT-2 has no {', '.join(lacking)} of this kind, so the folder holds the model's code too; load it with\n"
+            f'AutoModelForCausalLM.from_pretrained("{settings.out}", trust_remote_code=True), the tokenizer likewise'
+        )
 
 
 if __name__ == "__main__":

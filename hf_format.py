@@ -4,10 +4,14 @@ What GPT-2 can express crosses without loss: learned positions, LayerNorm, tanh-
 Two things look different afterwards. A model without biases comes out with biases of zero, and comes back as
 a model that has them. The padding of a large vocabulary stays here: Hugging Face gets the true vocabulary,
 and padding that comes back is zero.
+
+What GPT-2 lacks is saved as a model of our own class, with the code that it takes (modeling_avatarl.py).
 """
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from config import ConfigError, ModelConfig, require
 from data.tokenizers import END_OF_TEXT, BpeTokenizer, CharTokenizer, Tokenizer
-from files import write_json
+from files import write_atomic, write_json
 from model import GPT, padded_vocab
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ AS_IN_GPT2 = {
     "short_conv": 0,
     "ngram_embed": 0,
 }
+CODE = ("modeling_avatarl", "model", "kernels", "config_model", "checks")
+"""What a model of our own class consists of, the module of its classes first."""
 REQUIRED_OF_HF = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
@@ -85,15 +91,20 @@ def state_from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def beyond_gpt2(config: ModelConfig) -> list[str]:
+    """The fields by which a model is no GPT-2."""
+    return [name for name, theirs in AS_IN_GPT2.items() if getattr(config, name) != theirs]
+
+
 def to_hf(model: GPT, end_of_text: int | None = None) -> "GPT2LMHeadModel":
     """The same function as a GPT2LMHeadModel in evaluation mode, on the CPU.
 
     Raises ConfigError for a model with an option that GPT-2 lacks, or when transformers is not installed.
     """
     config = model.config
-    for name, theirs_is in AS_IN_GPT2.items():
-        flag, value = f"model.{name.replace('_', '-')}", getattr(config, name)
-        require(value == theirs_is, flag, value, "GPT-2 has no such thing; it can't be converted")
+    for name in beyond_gpt2(config):
+        flag = f"model.{name.replace('_', '-')}"
+        require(False, flag, getattr(config, name), "GPT-2 has no such thing; it can't be converted")
     transformers = import_transformers()
     theirs = transformers.GPT2Config(
         vocab_size=model.vocab_size,
@@ -140,13 +151,36 @@ def from_hf(hf_model: "GPT2LMHeadModel") -> GPT:
 
 
 def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write model and tokenizer into `folder`, as transformers' `from_pretrained` reads them."""
-    to_hf(model, tokenizer.end_of_text).save_pretrained(folder)
+    """Write model and tokenizer into `folder`, as transformers' `from_pretrained` reads them.
+
+    A model that is no GPT-2 takes its code along and is loaded with `trust_remote_code=True`.
+    """
+    if beyond_gpt2(model.config):
+        save_with_code(model, tokenizer.end_of_text, folder)
+    else:
+        to_hf(model, tokenizer.end_of_text).save_pretrained(folder)
     to_hf_tokenizer(tokenizer, model.config.block_size).save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     # The one name of this class that transformers 4 and 5 both know; 5 writes its own.
     named = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     write_json(settings, named)
+
+
+def save_with_code(model: GPT, end_of_text: int | None, folder: Path) -> None:
+    """Write weights, configuration and the modules that make a GPT of them; those import each other, nothing here."""
+    import_transformers()
+    from modeling_avatarl import AvataRLConfig, AvataRLForCausalLM
+
+    ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    theirs = AvataRLForCausalLM(AvataRLConfig(asdict(model.config), model.vocab_size, **ends))
+    theirs.to(model.wte.weight.dtype).gpt.load_state_dict(model.state_dict())
+    classes = {"AutoConfig": AvataRLConfig, "AutoModelForCausalLM": AvataRLForCausalLM}
+    theirs.config.auto_map = {auto: f"{CODE[0]}.{found.__name__}" for auto, found in classes.items()}
+    theirs.save_pretrained(folder)
+    ours = re.compile(rf"^from ({'|'.join(CODE)}) import", re.MULTILINE)
+    for name in CODE:
+        source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        write_atomic(folder / f"{name}.py", ours.sub(r"from .\1 import", source))
 
 
 def to_hf_tokenizer(tokenizer: Tokenizer, block_size: int) -> "PreTrainedTokenizerFast":

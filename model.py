@@ -9,6 +9,7 @@ Left out of GPT-2 as published: nothing but its dropout of 0.1, which is a setti
 """
 
 import copy
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import ModelConfig, require
+from checks import require
+from config_model import ModelConfig
 from kernels import LONGEST_BLOCKED, blocked_attention
 
 HASH_FACTOR = 0x5851F42D4C957F2D  # odd, of 63 bits
@@ -192,10 +194,10 @@ class Attention(nn.Module):
         """Causal attention of the last q.shape[2] positions over all of k and v: (B, T, H, C)."""
         dropout = self.dropout if self.training else 0.0
         if self.backend == "flash-attn" and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-            from flash_attn import flash_attn_func
-
+            # No import statement: transformers would ask for the package wherever it loads an exported model.
+            flash = importlib.import_module("flash_attn").flash_attn_func
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            return flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
+            return flash(q, k, v, dropout_p=dropout, causal=True)
         new, seen = q.shape[2], k.shape[2]
         if self.backend == "blocked" and new == seen <= LONGEST_BLOCKED and not dropout:
             return blocked_attention(q, k, v).transpose(1, 2)

@@ -1,5 +1,7 @@
 """export.py: a folder that transformers loads, whole or not at all, never over something else."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -49,11 +51,29 @@ def test_nothing_is_overwritten(run, tmp_path):
     assert (empty / "new").read_text() == "new"
 
 
-def test_failure_leaves_nothing(tmp_path):
-    """Catches a half-written export: a model that can't be converted, an exception while writing."""
-    save_tiny_run(tmp_path / "run", TOKENIZER, norm="rmsnorm")
-    with pytest.raises(ConfigError, match=r"model\.norm = 'rmsnorm'"):
-        main([str(tmp_path / "run"), str(tmp_path / "out")])
+def test_model_that_is_no_gpt2_takes_its_code_along(tmp_path, capsys):
+    """Catches a folder that transformers can't load, or a user who isn't told how."""
+    transformers = pytest.importorskip("transformers")
+    gpt = save_tiny_run(tmp_path / "run", TOKENIZER, position="rope", short_conv=3, ngram_embed=3, ngram_rows=16)
+    main([str(tmp_path / "run"), str(tmp_path / "out")])
+    assert "trust_remote_code=True" in capsys.readouterr().out
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    tokens = torch.tensor([tokenizer.encode("ROMEO:")])
+    with patch("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")), torch.no_grad():
+        hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        torch.testing.assert_close(hf_model(tokens).logits, gpt(tokens), atol=1e-4, rtol=0)
+
+
+def test_failure_leaves_nothing(run, tmp_path, monkeypatch):
+    """Catches a half-written export: a library that is missing, an exception while writing."""
+
+    def half(model, tokenizer, folder):
+        (folder / "half").write_text("half")
+        raise ConfigError("no more")
+
+    monkeypatch.setattr("export.save_hf", half)
+    with pytest.raises(ConfigError, match="no more"):
+        main([str(run), str(tmp_path / "out")])
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("half")
         raise KeyboardInterrupt

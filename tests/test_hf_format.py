@@ -1,6 +1,8 @@
-"""Hugging Face's GPT-2 and ours are one function, both ways; what can't cross is named."""
+"""Hugging Face's GPT-2 and ours are one function, both ways; what can't cross is named, or takes its code along."""
 
 import builtins
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from config import ConfigError, ModelConfig
 from data.tokenizers import END_OF_TEXT, Gpt2Tokenizer, Tokenizer, train_bpe, train_char
 from hf_format import from_hf, save_hf, state_from_hf, state_to_hf, to_hf, to_hf_tokenizer
 from model import GPT
+from tests.model_options import OPTIONS
+from tests.tiny_train import environment
 
 transformers = pytest.importorskip("transformers")
 
@@ -196,6 +200,80 @@ def test_saved_folder_is_what_transformers_reads(train, tmp_path):
     prompt = exported("be", return_tensors="pt")
     text = exported.decode(hf_model.generate(**prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)[0])
     assert text.startswith("be")
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import torch
+import transformers
+
+root = Path(sys.argv[1])
+found = {}
+for folder in sorted(path for path in root.iterdir() if (path / "config.json").is_file()):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokens = torch.load(root / "tokens.pt")
+    with torch.no_grad():
+        logits = model(tokens).logits
+    count = 30 if model.config.model_type == "avatarl" else 12  # GPT-2 ends with its context
+    text = model.generate(tokens[:, :4], max_new_tokens=count, do_sample=False, pad_token_id=0)
+    found[folder.name] = (logits, text)
+loss = model(tokens, labels=tokens).loss
+loss.backward()
+mask = torch.ones_like(tokens)
+mask[0, -3:] = 0
+after = model(tokens, attention_mask=mask).logits
+mask[0, :2] = 0
+try:
+    model(tokens, attention_mask=mask)
+    refusal = ""
+except ValueError as error:
+    refusal = str(error)
+torch.save({"found": found, "loss": loss.item(), "after": after.detach(), "refusal": refusal}, root / "found.pt")
+"""
+
+
+def test_what_is_no_gpt2_takes_its_code_along(tmp_path):
+    """Catches code that needs this checkout, rotations left unset, another function, and padding that is read.
+
+    Loaded by a process that sees nothing of the project; generation goes past the end of the context.
+    """
+    tokenizer, models = train_char(TEXT), {}
+    for i, options in enumerate(OPTIONS):
+        models[f"{i}"] = gpt = ours(tokenizer.vocab_size, **options)
+        (tmp_path / f"{i}").mkdir()
+        save_hf(gpt, tokenizer, tmp_path / f"{i}")
+        assert (tmp_path / f"{i}" / "model.py").exists() == (set(options) - {"bias"} != set())
+    tokens = torch.randint(tokenizer.vocab_size, (2, 16))
+    torch.save(tokens, tmp_path / "tokens.pt")
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    settled = environment() | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", str(tmp_path / "elsewhere.py"), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=settled, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seen = torch.load(tmp_path / "found.pt")
+    assert seen["found"].keys() == models.keys()
+    for name, gpt in models.items():
+        logits, text = seen["found"][name]
+        with torch.no_grad():
+            torch.testing.assert_close(logits, gpt(tokens), atol=1e-4, rtol=0)
+        assert text.tolist() == greedy(gpt, tokens[:, :4], text.shape[1] - 4)
+    last = models[f"{len(OPTIONS) - 1}"]
+    with torch.no_grad():
+        logits = last(tokens)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert seen["loss"] == pytest.approx(loss.item(), abs=1e-4)
+    torch.testing.assert_close(seen["after"], logits, atol=1e-4, rtol=0)
+    assert "padding before text" in seen["refusal"]
+
+
+@torch.no_grad()
+def greedy(gpt: GPT, tokens: torch.Tensor, count: int) -> list[list[int]]:
+    """Tokens (B, T) and the `count` likeliest ones after them, each from the last block."""
+    for _ in range(count):
+        best = gpt(tokens[:, -gpt.config.block_size :])[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat((tokens, best), dim=1)
+    return tokens.tolist()
 
 
 def test_exported_characters_refuse_strangers(tmp_path):
