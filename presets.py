@@ -146,6 +146,11 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
             hand_over(critic=(1.0, 0.9), reality=(0.1, 0.4)),
         ),
     ),
+    "protocol-words-plain": (
+        "The same on the corpus alone: a smaller lead over cross-entropy, and its likeliest token as well calibrated",
+        "protocol-words",
+        merge({"method": {"imagined_windows": 0}}, hand_over(critic=(1.0, 0.6), reality=(0.0, 0.6))),
+    ),
     "protocol-pretrain": (
         "The comparison protocol, cross-entropy's arm",
         None,

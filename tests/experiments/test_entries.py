@@ -154,13 +154,19 @@ def test_a_text_is_named_from_the_checkout(tmp_path, monkeypatch):
         words.text_file("some/other.txt")
 
 
-def test_the_preset_of_words_is_what_the_study_measures():
+@pytest.mark.parametrize(
+    ("preset", "how"),
+    [
+        ("protocol-words", words.Settings(windows=(2,))),
+        ("protocol-words-plain", words.Settings(windows=(0,), falls=("1:0.6/0:0.6",))),
+    ],
+)
+def test_the_presets_of_words_are_what_the_study_measures(preset, how):
     """Catches a preset that promises the study's figures with other settings."""
-    how = words.Settings(windows=(2,))
     _, ours = words.entries(how)
     tokens = {"data.tokenizer": "bpe", "data.bpe-vocab": how.vocabulary}
     ran = built(ours.preset, {**settings_of(ours, how), **tokens})
-    apart = differences(ran, built("protocol-words", {**common("protocol-words", how.steps, how.evaluations)}))
+    apart = differences(ran, built(preset, {**common(preset, how.steps, how.evaluations)}))
     assert apart.keys() == {"run.dtype", "run.seed"}
 
 
