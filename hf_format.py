@@ -102,9 +102,9 @@ def to_hf(model: GPT, end_of_text: int | None = None) -> "GPT2LMHeadModel":
     Raises ConfigError for a model with an option that GPT-2 lacks, or when transformers is not installed.
     """
     config = model.config
-    for name in beyond_gpt2(config):
-        flag = f"model.{name.replace('_', '-')}"
-        require(False, flag, getattr(config, name), "GPT-2 has no such thing; it can't be converted")
+    if lacking := beyond_gpt2(config):
+        flag, value = f"model.{lacking[0].replace('_', '-')}", getattr(config, lacking[0])
+        raise ConfigError(f"{flag} = {value!r}: GPT-2 has no such thing; it can't be converted")
     transformers = import_transformers()
     theirs = transformers.GPT2Config(
         vocab_size=model.vocab_size,
