@@ -56,6 +56,7 @@ class Comparison:
 LONGER = ("2,040 steps", "cross-entropy, 2,040 steps")
 CRITIC_ALONE = "distillation from AvataRL's critic"
 WORDS = "AvataRL, mixed, w_c 1 → 0.9, w_r 0.1 → 0.4, 2 imagined"
+WORDS_PLAIN = "AvataRL, mixed, w_c 1 → 0.6, w_r 0 → 0.6"
 COMPARISONS = (
     Comparison("characters, 2,000 steps: imagined text", "imagined", "AvataRL, 3 imagined"),
     Comparison("… no imagined text", "compare", "AvataRL", "muon", timed=False),
@@ -66,9 +67,10 @@ COMPARISONS = (
     Comparison("characters, imagined text: 600 steps against 2,000", "tokens", "AvataRL, 0.3 of the steps"),
     Comparison("… 1,600 steps against 8,000", "tokens-long", "AvataRL, 0.2 of the steps"),
     Comparison("a tenth of the text, read 7.7 times: at best", "repeated-fall", "AvataRL, imagined", at="best"),
-    Comparison("pieces of words, read once", "words", WORDS),
-    Comparison("… 600 steps against 2,040, in equal time", "words-time", WORDS, rival=LONGER),
-    Comparison("pieces of words, read 3.2 times", "words-long", WORDS, timed=False),
+    Comparison("pieces of words, read once: imagined text", "words", WORDS),
+    Comparison("… no imagined text", "words-plain", WORDS_PLAIN, timed=False),
+    Comparison("… imagined text: 600 steps against 2,040", "words-time", WORDS, rival=LONGER),
+    Comparison("pieces of words, read 3.2 times: imagined text", "words-long", WORDS, timed=False),
 )
 
 
