@@ -7,7 +7,7 @@ hf: a folder that transformers loads, `AutoModelForCausalLM.from_pretrained("OUT
 `AutoTokenizer`: safetensors weights, configuration and tokenizer. What the protocol's presets and `avatarl-classic`
 train is a GPT2LMHeadModel. GPT-2 has no rotary positions, RMSNorm, squared ReLU, QK-norm, short convolution or tables
 of n-grams: a model with any of them, as the default preset's, takes its own code along, which transformers runs when
-told `trust_remote_code=True`. It generates without a cache of keys and values, and knows no padding before a text.
+told `trust_remote_code=True`. It generates without a cache of keys and values, from prompts of one length.
 """
 
 import os

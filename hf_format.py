@@ -45,6 +45,7 @@ AS_IN_GPT2 = {
     "short_conv": 0,
     "ngram_embed": 0,
 }
+ROOT = Path(__file__).resolve().parent
 CODE = ("modeling_avatarl", "model", "kernels", "config_model", "checks")
 """What a model of our own class consists of, the module of its classes first."""
 REQUIRED_OF_HF = {
@@ -167,7 +168,7 @@ def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def save_with_code(model: GPT, end_of_text: int | None, folder: Path) -> None:
-    """Write weights, configuration and the modules that make a GPT of them; those import each other, nothing here."""
+    """Write weights, configuration and the modules that make a GPT of them, which import each other, and a licence."""
     import_transformers()
     from modeling_avatarl import AvataRLConfig, AvataRLForCausalLM
 
@@ -176,11 +177,13 @@ def save_with_code(model: GPT, end_of_text: int | None, folder: Path) -> None:
     theirs.to(model.wte.weight.dtype).gpt.load_state_dict(model.state_dict())
     classes = {"AutoConfig": AvataRLConfig, "AutoModelForCausalLM": AvataRLForCausalLM}
     theirs.config.auto_map = {auto: f"{CODE[0]}.{found.__name__}" for auto, found in classes.items()}
+    theirs.generation_config.use_cache = False
     theirs.save_pretrained(folder)
     ours = re.compile(rf"^from ({'|'.join(CODE)}) import", re.MULTILINE)
     for name in CODE:
-        source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        source = (ROOT / f"{name}.py").read_text(encoding="utf-8")
         write_atomic(folder / f"{name}.py", ours.sub(r"from .\1 import", source))
+    write_atomic(folder / "LICENSE", (ROOT / "LICENSE").read_text(encoding="utf-8"))
 
 
 def to_hf_tokenizer(tokenizer: Tokenizer, block_size: int) -> "PreTrainedTokenizerFast":

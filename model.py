@@ -9,7 +9,6 @@ Left out of GPT-2 as published: nothing but its dropout of 0.1, which is a setti
 """
 
 import copy
-import importlib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -149,7 +148,7 @@ class NgramEmbedding(nn.Module):
         A row is the top bits of Σ_i token_i · factor^i modulo 2^64; what stands before a text is a token of its own.
         """
         before, length = self.longest - 1, tokens.shape[1]
-        named = tokens + 1
+        named = tokens.long() + 1
         seen = F.pad(named, (before, 0)) if cache is None else cache.follow("ngrams", named, before)  # (B, n − 1 + T)
         shift, factor, key, found = 65 - self.rows.bit_length(), HASH_FACTOR, named * HASH_FACTOR, []
         for i in range(1, self.longest):
@@ -201,7 +200,8 @@ class Attention(nn.Module):
         new, seen = q.shape[2], k.shape[2]
         if self.backend == "blocked" and new == seen <= LONGEST_BLOCKED and not dropout:
             return blocked_attention(q, k, v).transpose(1, 2)
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        dtype = q.dtype
+        if q.device.type == "cpu" and dtype == torch.bfloat16:
             # PyTorch's own attention for CPUs is faster in float32, casts included.
             q, k, v = q.float(), k.float(), v.float()
         if new == seen:
@@ -209,7 +209,7 @@ class Attention(nn.Module):
         else:
             mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return y.transpose(1, 2)
+        return y.transpose(1, 2).to(dtype)
 
 
 def relu2(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """GPT as a model of Hugging Face's, where their GPT-2 can't express it: rotary positions, tables of n-grams and so on.
 
 `export.py --to hf` writes this file into the folder, beside the modules that it imports, so that
-`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` needs nothing of this project. Nothing else here
-imports it. Shapes: B batch, T positions, V vocabulary.
+`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` needs nothing of this project. Only that export
+imports it here. Shapes: B batch, T positions, V vocabulary.
 """
 
 from dataclasses import asdict
@@ -30,7 +30,7 @@ class AvataRLConfig(PretrainedConfig):
         self.num_hidden_layers = self.gpt["n_layer"]
         self.num_attention_heads = self.gpt["n_head"]
         self.max_position_embeddings = self.gpt["block_size"]
-        super().__init__(**{"use_cache": False, "tie_word_embeddings": False, **further})  # the tie is GPT's own
+        super().__init__(**{"tie_word_embeddings": False, **further})  # the tie is GPT's own
 
 
 class AvataRLForCausalLM(PreTrainedModel, GenerationMixin):
@@ -38,6 +38,8 @@ class AvataRLForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = AvataRLConfig
     base_model_prefix = "gpt"
+    accepts_loss_kwargs = False  # the loss is a mean: who accumulates gradients divides it
+    _supports_sdpa = True
 
     def __init__(self, config: AvataRLConfig) -> None:
         super().__init__(config)
@@ -62,7 +64,7 @@ class AvataRLForCausalLM(PreTrainedModel, GenerationMixin):
         is longer than the context.
         """
         if attention_mask is not None:
-            falls = bool((attention_mask.diff(dim=-1) <= 0).all())
+            falls = bool((attention_mask.long().diff(dim=-1) <= 0).all())
             require(falls, "attention_mask", "padding before text", 'this model reads it: use padding_side="right"')
         logits = self.gpt(input_ids)
         loss = None
@@ -73,7 +75,7 @@ class AvataRLForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The last tokens, as many as the context holds."""
-        last = slice(-self.gpt.config.block_size, None)
-        mask = attention_mask if attention_mask is None else attention_mask[:, last]
-        return {"input_ids": input_ids[:, last], "attention_mask": mask}
+        """The last tokens, as many as the context holds. Raises ConfigError for padding, which would be read."""
+        whole = attention_mask is None or bool(attention_mask.all())
+        require(whole, "attention_mask", "padding", "generate from prompts of one length, or from one at a time")
+        return {"input_ids": input_ids[:, -self.gpt.config.block_size :]}

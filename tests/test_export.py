@@ -65,7 +65,7 @@ def test_model_that_is_no_gpt2_takes_its_code_along(tmp_path, capsys):
 
 
 def test_failure_leaves_nothing(run, tmp_path, monkeypatch):
-    """Catches a half-written export: a library that is missing, an exception while writing."""
+    """Catches a half-written export: an error or Ctrl-C while writing."""
 
     def half(model, tokenizer, folder):
         (folder / "half").write_text("half")

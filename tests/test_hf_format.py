@@ -217,33 +217,49 @@ for folder in sorted(path for path in root.iterdir() if (path / "config.json").i
         logits = model(tokens).logits
     count = 30 if model.config.model_type == "avatarl" else 12  # GPT-2 ends with its context
     text = model.generate(tokens[:, :4], max_new_tokens=count, do_sample=False, pad_token_id=0)
-    found[folder.name] = (logits, text)
+    half = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found[folder.name] = (logits, text, half(tokens).logits.float())
 loss = model(tokens, labels=tokens).loss
 loss.backward()
 mask = torch.ones_like(tokens)
 mask[0, -3:] = 0
-after = model(tokens, attention_mask=mask).logits
-mask[0, :2] = 0
-try:
-    model(tokens, attention_mask=mask)
-    refusal = ""
-except ValueError as error:
-    refusal = str(error)
-torch.save({"found": found, "loss": loss.item(), "after": after.detach(), "refusal": refusal}, root / "found.pt")
+after = model(tokens, attention_mask=mask.bool()).logits
+before = mask.flip(-1)
+
+
+def refusal(action, mask, **how):
+    try:
+        action(tokens, attention_mask=mask, **how)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+refusals = [refusal(model, before), *(refusal(model.generate, m, max_new_tokens=2) for m in (mask, before))]
+model.save_pretrained(root / "again" / "model")
+again = transformers.AutoModelForCausalLM.from_pretrained(root / "again" / "model", trust_remote_code=True)
+with torch.no_grad():
+    again = again(tokens).logits
+told = {"found": found, "loss": loss.item(), "after": after.detach(), "again": again, "refusals": refusals}
+torch.save(told, root / "found.pt")
 """
 
 
 def test_what_is_no_gpt2_takes_its_code_along(tmp_path):
-    """Catches code that needs this checkout, rotations left unset, another function, and padding that is read.
+    """Catches code that needs this checkout, rotations left unset, another function, bfloat16 that fails, a copy that
+    lost its code, and padding that is read.
 
     Loaded by a process that sees nothing of the project; generation goes past the end of the context.
     """
     tokenizer, models = train_char(TEXT), {}
     for i, options in enumerate(OPTIONS):
-        models[f"{i}"] = gpt = ours(tokenizer.vocab_size, **options)
-        (tmp_path / f"{i}").mkdir()
-        save_hf(gpt, tokenizer, tmp_path / f"{i}")
-        assert (tmp_path / f"{i}" / "model.py").exists() == (set(options) - {"bias"} != set())
+        models[f"{i:02}"] = gpt = ours(tokenizer.vocab_size, **options)
+        folder = tmp_path / f"{i:02}"
+        folder.mkdir()
+        save_hf(gpt, tokenizer, folder)
+        with_code = set(options) - {"bias"} != set()
+        assert (folder / "model.py").exists() == (folder / "LICENSE").exists() == with_code
     tokens = torch.randint(tokenizer.vocab_size, (2, 16))
     torch.save(tokens, tmp_path / "tokens.pt")
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
@@ -254,17 +270,34 @@ def test_what_is_no_gpt2_takes_its_code_along(tmp_path):
     seen = torch.load(tmp_path / "found.pt")
     assert seen["found"].keys() == models.keys()
     for name, gpt in models.items():
-        logits, text = seen["found"][name]
+        logits, text, half = seen["found"][name]
         with torch.no_grad():
             torch.testing.assert_close(logits, gpt(tokens), atol=1e-4, rtol=0)
+        assert (half - logits).abs().mean() < 0.1 * logits.std()
         assert text.tolist() == greedy(gpt, tokens[:, :4], text.shape[1] - 4)
-    last = models[f"{len(OPTIONS) - 1}"]
+    last = models[max(models)]
     with torch.no_grad():
         logits = last(tokens)
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert seen["loss"] == pytest.approx(loss.item(), abs=1e-4)
     torch.testing.assert_close(seen["after"], logits, atol=1e-4, rtol=0)
-    assert "padding before text" in seen["refusal"]
+    torch.testing.assert_close(seen["again"], logits, atol=1e-4, rtol=0)
+    assert "padding before text" in seen["refusals"][0]
+    assert all("one length" in refusal for refusal in seen["refusals"][1:])
+
+
+def test_tokens_of_a_large_vocabulary_and_their_end(tmp_path, monkeypatch):
+    """Catches padded rows that become tokens, and generation that does not know where a text ends."""
+    tokenizer = train_bpe("".join(chr(0x4E00 + i % 977) + "ab"[i % 2] for i in range(8_000)) + TEXT, 1100)
+    gpt = ours(tokenizer.vocab_size, position="rope")
+    assert len(gpt.wte.weight) > tokenizer.vocab_size > 1024
+    save_hf(gpt, tokenizer, tmp_path / "out")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert_same_tokens(tokenizer, exported, TEXT)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert_same_function(gpt, hf_model, tokenizer.vocab_size)
+    assert hf_model.generation_config.eos_token_id == tokenizer.end_of_text
 
 
 @torch.no_grad()
