@@ -5,7 +5,7 @@ Two things look different afterwards. A model without biases comes out with bias
 a model that has them. The padding of a large vocabulary stays here: Hugging Face gets the true vocabulary,
 and padding that comes back is zero.
 
-What GPT-2 lacks is saved as a model of our own class, with the code that it takes (modeling_avatarl.py).
+A model that is no GPT-2 is saved as one of our own class, with the code that it takes (modeling_avatarl.py).
 """
 
 import json

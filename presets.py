@@ -147,7 +147,7 @@ PRESETS: dict[str, tuple[str, str | None, Groups]] = {
         ),
     ),
     "protocol-words-plain": (
-        "The same on the corpus alone: about half as dear, a smaller lead over cross-entropy",
+        "The same on the corpus alone: in less than half the time, a smaller lead over cross-entropy",
         "protocol-words",
         merge({"method": {"imagined_windows": 0}}, hand_over(critic=(1.0, 0.6), reality=(0.0, 0.6))),
     ),

@@ -57,9 +57,9 @@ def test_model_that_is_no_gpt2_takes_its_code_along(tmp_path, capsys):
     gpt = save_tiny_run(tmp_path / "run", TOKENIZER, position="rope", short_conv=3, ngram_embed=3, ngram_rows=16)
     main([str(tmp_path / "run"), str(tmp_path / "out")])
     assert "trust_remote_code=True" in capsys.readouterr().out
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    tokens = torch.tensor([tokenizer.encode("ROMEO:")])
     with patch("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")), torch.no_grad():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        tokens = torch.tensor([tokenizer.encode("ROMEO:")])
         hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
         torch.testing.assert_close(hf_model(tokens).logits, gpt(tokens), atol=1e-4, rtol=0)
 
